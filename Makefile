@@ -1,0 +1,41 @@
+# Every target sets up what it needs: a fresh clone and `make test` or `make demo` is all there is to type.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
+
+.PHONY: help venv test lint format demo test-redis clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: $(STAMP)  ## a virtual environment in .venv with everything installed
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	touch $(STAMP)
+
+lint: venv  ## ruff, mypy --strict and the import ladder
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv  ## rewrite the code in the one format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+test: lint  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server an error
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
+demo: venv  ## the product's main job on real digits, in demo-run/
+	$(BIN)/patchbay demo
+
+test-redis: venv  ## the store's contract on a real redis-server
+	PATCHBAY_REQUIRE_REDIS=1 $(BIN)/pytest -q tests/store tests/stores
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis

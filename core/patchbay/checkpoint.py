@@ -1,0 +1,155 @@
+"""A Hugging Face folder on disk: its configuration and its safetensors, read tensor by tensor.
+
+Knows nothing of architectures: names are the ones in the files. Pickled weights are never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from patchbay.errors import UnsupportedBackbone
+
+INDEX = "model.safetensors.index.json"
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies and what it is, from the header alone. `dtype` is safetensors' name (`F32`, `BF16`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+    @property
+    def numel(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model's folder: `config.json` and one or several safetensors files."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    _handles: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, source: str | Path) -> Checkpoint:
+        """Opens a folder or a hub id (`org/name`, taken from the local cache when `HF_HUB_OFFLINE` is set).
+
+        Raises UnsupportedBackbone where there is no config, no safetensors, or a damaged header.
+        """
+        folder = _resolve(source)
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise UnsupportedBackbone(f"{folder} has no config.json: give a Hugging Face model folder", param="base")
+        config = _json_object(config_file)
+        tensors = {t.name: t for file in _weight_files(folder) for t in _scan(file)}
+        return cls(folder, config, dict(sorted(tensors.items())))
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as stored, on the CPU; only this tensor's bytes are read."""
+        file = self.tensors[name].file
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="pt")
+        tensor: torch.Tensor = self._handles[file].get_tensor(name)
+        return tensor
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the sorted lines `name shape dtype sha256(raw bytes)`: the same for re-sharded copies."""
+        digest = hashlib.sha256()
+        for name, stored in self.tensors.items():
+            shape = "x".join(map(str, stored.shape))
+            digest.update(f"{name} {shape} {stored.dtype} {tensor_sha256(self.read(name))}\n".encode())
+        return f"sha256:{digest.hexdigest()}"
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of the weight files on disk: what honest ratios are taken against."""
+        return sum(file.stat().st_size for file in {t.file for t in self.tensors.values()})
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's memory, row-major, without a copy when it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def tensor_sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(raw_bytes(tensor)).hexdigest()
+
+
+def _resolve(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise UnsupportedBackbone(f"there is no model folder {text!r}", param="base")
+    try:
+        return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnsupportedBackbone(
+            f"{text!r} is neither a folder nor a model that the hub or its local cache gives: {reason}", param="base"
+        ) from error
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UnsupportedBackbone(f"{file} is not JSON: {error}", param="base") from error
+    if not isinstance(content, dict):
+        raise UnsupportedBackbone(f"{file} is not a JSON object", param="base")
+    return content
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = _json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UnsupportedBackbone(f"{index} has no weight_map", param="base")
+        files = [folder / Path(name).name for name in sorted(set(map(str, weight_map.values())))]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise UnsupportedBackbone(f"{folder} lacks {absent[0]}, which {INDEX} names", param="base")
+        return files
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise UnsupportedBackbone(
+            f"{folder} holds its weights as {pickles[0]}, which can carry code and is never opened: "
+            "save the model with save_pretrained(..., safe_serialization=True)",
+            param="base",
+        )
+    raise UnsupportedBackbone(f"{folder} has neither model.safetensors nor {INDEX}", param="base")
+
+
+def _scan(file: Path) -> Iterator[StoredTensor]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                part = handle.get_slice(name)
+                yield StoredTensor(name, tuple(part.get_shape()), part.get_dtype(), file)
+    except SafetensorError as error:
+        raise UnsupportedBackbone(f"{file} is damaged: {error}", param="base") from error

@@ -1,0 +1,113 @@
+"""Which entries of a task vector are kept, over all its matrices at once, one matrix in memory at a time.
+
+Knows nothing of encodings. A pruner is asked for the matrices in sorted order of names, each once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from patchbay.delta import SparseRows
+
+Read = Callable[[str], torch.Tensor]
+
+
+class Pruner(Protocol):
+    def __call__(self, name: str, tau: torch.Tensor) -> SparseRows: ...
+
+
+def num_kept(density: float, total: int) -> int:
+    """floor(density * total), exact for densities that decimal notation writes exactly: .29 of 100 is 29, not 28."""
+    return min(total, math.floor(round(density * total, 9)))
+
+
+class KeepLargest:
+    """Global magnitude top-k: exactly floor(density * D) entries, ties by lower index (names in order, then position).
+
+    The threshold is found by two histograms over the bits of |tau|, whose order as integers is their order as numbers,
+    so the vector is read twice and never held.
+    """
+
+    def __init__(self, read: Read, names: Iterable[str], density: float, *, scale: float = 1.0) -> None:
+        self.scale = scale
+        names = list(names)
+        high = _histogram(read, names, lambda bits: bits >> 16, 1 << 15)
+        keep = num_kept(density, int(high.sum()))
+        upper, above = _crossing(high, keep)
+        low = _histogram(read, names, lambda bits: (bits & 0xFFFF)[bits >> 16 == upper], 1 << 16)
+        lower, between = _crossing(low, keep - above)
+        self.threshold = (upper << 16) | lower
+        self.ties_left = keep - above - between
+
+    def __call__(self, name: str, tau: torch.Tensor) -> SparseRows:
+        bits = _magnitude_bits(tau)
+        kept = bits > self.threshold
+        ties = torch.nonzero(bits == self.threshold).flatten()[: self.ties_left]
+        self.ties_left -= len(ties)
+        kept[ties] = True
+        return _gather(tau, torch.nonzero(kept).flatten(), self.scale)
+
+
+class KeepRandom:
+    """DARE (Yu et al., 2024): floor(density * D) entries drawn without replacement, values divided by the density.
+
+    Each matrix gets its share of them, rounded at random so that all entries have the same chance. Each has its own
+    generator, seeded by (seed, name), so the choice does not depend on reading order.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], density: float, *, seed: int, rescale: bool = True) -> None:
+        self.seed = seed
+        total = sum(sizes.values())
+        keep = num_kept(density, total)
+        self.scale = total / keep if rescale and keep else 1.0
+        self.counts = _shares(sizes, keep, start=int(np.random.default_rng(seed).integers(max(1, total))))
+
+    def __call__(self, name: str, tau: torch.Tensor) -> SparseRows:
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:8], "little")
+        chosen = np.random.default_rng(seed).choice(tau.numel(), self.counts[name], replace=False, shuffle=False)
+        return _gather(tau, torch.from_numpy(np.sort(chosen)), self.scale)
+
+
+def _shares(sizes: Mapping[str, int], keep: int, *, start: int) -> dict[str, int]:
+    """Systematic sampling: matrix i gets floor or ceil of keep * size_i / D, and `keep` is met exactly.
+
+    With `start` uniform in [0, D) the expectation is keep * size_i / D. Integers throughout, so D has no limit.
+    """
+    total, end = sum(sizes.values()), 0
+    shares: dict[str, int] = {}
+    for name in sorted(sizes):
+        before, end = end, end + sizes[name]
+        shares[name] = (start + end * keep) // total - (start + before * keep) // total if total else 0
+    return shares
+
+
+def _gather(tau: torch.Tensor, positions: torch.Tensor, scale: float) -> SparseRows:
+    values = tau.reshape(-1)[positions] * scale
+    return SparseRows(tuple(tau.shape), positions.to(torch.int32 if tau.numel() < 2**31 else torch.int64), values)
+
+
+def _magnitude_bits(tau: torch.Tensor) -> torch.Tensor:
+    return tau.reshape(-1).contiguous().view(torch.int32) & 0x7FFFFFFF
+
+
+def _histogram(
+    read: Read, names: Iterable[str], key: Callable[[torch.Tensor], torch.Tensor], bins: int
+) -> torch.Tensor:
+    counts = torch.zeros(bins, dtype=torch.int64)
+    for name in names:
+        counts += torch.bincount(key(_magnitude_bits(read(name))), minlength=bins)
+    return counts
+
+
+def _crossing(counts: torch.Tensor, keep: int) -> tuple[int, int]:
+    """The highest bin b with at least `keep` entries in bins >= b, and how many lie above it."""
+    from_top = counts.flip(0).cumsum(0)
+    index = int(torch.searchsorted(from_top, keep)) if keep > 0 else 0
+    index = min(index, len(counts) - 1)
+    return len(counts) - 1 - index, int(from_top[index - 1]) if index else 0

@@ -1,0 +1,75 @@
+"""`Delta`: a compressed task vector, decoded and ready to be merged or patched in. Knows nothing of files and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from patchbay.delta.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """One matrix's delta. `positions` (int32 or int64, strictly increasing) index the row-major flattened `shape`."""
+
+    shape: tuple[int, ...]
+    positions: torch.Tensor
+    values: torch.Tensor  # fp32
+
+    @property
+    def num_bytes(self) -> int:
+        return self.positions.nbytes + self.values.nbytes
+
+    def to_dense(self) -> torch.Tensor:
+        """fp32 [shape], zeros where nothing is kept."""
+        dense = torch.zeros(torch.Size(self.shape).numel())
+        dense[self.positions.long()] = self.values
+        return dense.reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Exceptions:
+    """Entries whose fine-tuned bits differ from round(base + delta); `bits` are those values in the fine-tune's dtype.
+    """
+
+    positions: torch.Tensor
+    bits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Delta:
+    """All parts under the base's tensor names, except `added`, which carries the fine-tune's names of its heads."""
+
+    manifest: Manifest
+    matrices: Mapping[str, SparseRows]
+    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas of norms, biases and tiny matrices
+    added: Mapping[str, torch.Tensor]
+    copied: Mapping[str, torch.Tensor]
+    exceptions: Mapping[str, Exceptions]
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return self.manifest.labels
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        dense = [*self.vectors.values(), *self.added.values(), *self.copied.values()]
+        sparse = sum(rows.num_bytes for rows in self.matrices.values())
+        return (
+            sparse
+            + sum(t.nbytes for t in dense)
+            + sum(e.positions.nbytes + e.bits.nbytes for e in self.exceptions.values())
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.matrices or name in self.vectors
+
+
+def apply_difference(base: torch.Tensor, difference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """round(fp32(base) + difference) to `dtype`: added in fp32, rounded once, to nearest even."""
+    return (base.to(torch.float32) + difference.reshape(base.shape)).to(dtype)

@@ -1,0 +1,134 @@
+"""Runs requests on one backbone, one recipe at a time under a lock. Knows nothing of the web, the store and names of
+deltas.
+
+`load` gives the decoded delta behind a digest; everything here is keyed by digests and recipe hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+
+from patchbay.architecture import Task
+from patchbay.backbone import Backbone
+from patchbay.delta import Delta
+from patchbay.delta.manifest import Token
+from patchbay.engine.pool import Pool
+from patchbay.errors import UnsupportedTask
+from patchbay.execute.patch import Patcher
+from patchbay.merge import CanonicalRecipe, MergePlan, build_plan
+from patchbay.models.classifier import Classification, classify
+from patchbay.models.embedding import Embedded, embed
+from patchbay.models.generation import Completion, SamplingParams, complete
+from patchbay.models.heads import CLASSIFIERS, HeadModel, base_head, choose_head, delta_head
+from patchbay.models.inputs import Input, Inputs
+
+Load = Callable[[str], Delta]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`ok`: the resident weights are bit for bit those that were loaded."""
+
+    ok: bool
+    fingerprint: str
+    resident_digest: str
+
+
+class Engine:
+    """`delta_bytes` bounds the decoded deltas kept in memory, `plan_bytes` the plans."""
+
+    def __init__(
+        self, backbone: Backbone, load: Load, *, delta_bytes: int = 4 << 30, plan_bytes: int = 1 << 28
+    ) -> None:
+        self.backbone = backbone
+        self.inputs = Inputs(backbone)
+        self.deltas: Pool[Delta] = Pool(delta_bytes)
+        self.plans: Pool[MergePlan] = Pool(plan_bytes)
+        self.heads: Pool[HeadModel] = Pool(1 << 28)
+        self._load = load
+        self._patcher = Patcher(backbone)
+        self._lock = Lock()
+
+    def classify(
+        self, recipe: CanonicalRecipe | None, inputs: Sequence[Input], names: Mapping[str, str], head: str | None
+    ) -> list[Classification]:
+        """Labels for every input. `names` maps the recipe's digests to the names that the caller used; `head` is such a
+        name.
+
+        Raises UnsupportedTask, AmbiguousHead, InputError.
+        """
+        self._require("classify", *CLASSIFIERS, Task.EMBEDDING)
+        deltas = self._deltas(recipe)
+        batch = self.inputs.batch(inputs, _tokens(deltas))
+        ready = self._head(deltas, names, head)
+        with self._patched(recipe, deltas):
+            return classify(ready, batch)
+
+    def embed(self, recipe: CanonicalRecipe | None, inputs: Sequence[Input]) -> Embedded:
+        """Unit vectors. Raises UnsupportedTask, InputError."""
+        self._require("embed", Task.EMBEDDING)
+        deltas = self._deltas(recipe)
+        batch = self.inputs.batch(inputs, _tokens(deltas))
+        with self._patched(recipe, deltas):
+            return embed(self.backbone, batch)
+
+    def complete(
+        self, recipe: CanonicalRecipe | None, prompts: Sequence[str | list[int]], params: SamplingParams
+    ) -> list[Completion]:
+        """One completion a prompt. Raises UnsupportedTask, InputError."""
+        self._require("complete text", Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
+        deltas = self._deltas(recipe)
+        tokenizer = self.inputs.tokenizer_with(_tokens(deltas))
+        with self._patched(recipe, deltas):
+            return [complete(self.backbone, tokenizer, prompt, params) for prompt in prompts]
+
+    def verify(self) -> Verdict:
+        """Hashes the resident weights between two requests and compares with the digest taken at load."""
+        with self._lock:
+            digest = self.backbone.compute_digest()
+        return Verdict(digest == self.backbone.resident_digest, self.backbone.fingerprint, digest)
+
+    def check(self, recipe: CanonicalRecipe) -> None:
+        """Loads and plans a recipe without running anything: what saving a merge needs to know. Raises as serving
+        would.
+        """
+        self._plan(recipe, self._deltas(recipe))
+
+    def _require(self, what: str, *tasks: Task) -> None:
+        if self.backbone.task not in tasks:
+            raise UnsupportedTask(
+                f"{self.backbone.name} is a {self.backbone.task.value} model and cannot {what}", param="model"
+            )
+
+    def _deltas(self, recipe: CanonicalRecipe | None) -> dict[str, Delta]:
+        """In the recipe's order, which is that of the plan's coefficients."""
+        digests = [digest for digest, _ in recipe.terms] if recipe else []
+        return {digest: self.deltas.get(digest, partial(self._load, digest)) for digest in digests}
+
+    def _plan(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> MergePlan:
+        return self.plans.get(recipe.hash, lambda: build_plan(recipe, list(deltas.values())))
+
+    def _head(self, deltas: Mapping[str, Delta], names: Mapping[str, str], asked: str | None) -> HeadModel:
+        owner = choose_head(self.backbone, {names[digest]: delta for digest, delta in deltas.items()}, asked)
+        if owner is None:
+            return base_head(self.backbone)
+        digest = next(digest for digest in deltas if names[digest] == owner)
+        return self.heads.get(digest, lambda: delta_head(self.backbone, deltas[digest]))
+
+    @contextmanager
+    def _patched(self, recipe: CanonicalRecipe | None, deltas: Mapping[str, Delta]) -> Iterator[None]:
+        plan = self._plan(recipe, deltas) if recipe else None
+        with self._lock:
+            if plan is None:
+                yield
+                return
+            with self._patcher.patched(plan, list(deltas.values())):
+                yield
+
+
+def _tokens(deltas: Mapping[str, Delta]) -> list[Token]:
+    return [token for delta in deltas.values() for token in delta.manifest.tokens]

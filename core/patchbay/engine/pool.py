@@ -1,0 +1,69 @@
+"""What is kept in memory under a byte budget, least recently used out first, each value made once.
+
+Knows nothing of what it holds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Condition
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    @property
+    def num_bytes(self) -> int: ...
+
+
+V = TypeVar("V", bound=Sized)
+
+
+class Pool(Generic[V]):
+    """A byte-bounded LRU with single flight: a second caller for a key waits for the first one's value.
+
+    A value larger than the budget is made and handed out, and not kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._values: OrderedDict[str, V] = OrderedDict()
+        self._pending: set[str] = set()
+        self._changed = Condition()
+
+    def get(self, key: str, make: Callable[[], V]) -> V:
+        """The value of `key`, made by `make` outside the lock when absent. What `make` raises reaches its caller only.
+        """
+        with self._changed:
+            while key in self._pending:
+                self._changed.wait()
+            if key in self._values:
+                self.hits += 1
+                self._values.move_to_end(key)
+                return self._values[key]
+            self.misses += 1
+            self._pending.add(key)
+        try:
+            value = make()
+            with self._changed:
+                self._keep(key, value)
+            return value
+        finally:
+            with self._changed:
+                self._pending.discard(key)
+                self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def _keep(self, key: str, value: V) -> None:
+        if value.num_bytes > self.max_bytes:
+            return
+        self._values[key] = value
+        self.num_bytes += value.num_bytes
+        while self.num_bytes > self.max_bytes:
+            _, oldest = self._values.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes

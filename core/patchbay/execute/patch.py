@@ -1,0 +1,155 @@
+"""Exact in-place patch and restore: the backbone is the merged model inside the context and bit for bit itself after
+it.
+
+W0 is never changed by arithmetic that is undone later: bf16 add-then-subtract leaves a quarter of the touched weights
+changed. The overwritten bits are saved and written back. Knows nothing of requests and stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+
+from patchbay.backbone import Backbone
+from patchbay.delta import Delta
+from patchbay.delta.delta import apply_difference
+from patchbay.delta.manifest import DTYPES
+from patchbay.errors import PatchInProgress
+from patchbay.merge import MatrixPlan, MergePlan
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Saved(NamedTuple):
+    """Bits that a patch overwrote: `positions` in the flattened tensor, or None for all of it."""
+
+    tensor: torch.Tensor
+    positions: torch.Tensor | None
+    bits: torch.Tensor
+
+
+@dataclass(eq=False)
+class Patcher:
+    """Patches one backbone. There is one patcher a backbone: it is what refuses a second patch while one is applied."""
+
+    backbone: Backbone
+
+    def __post_init__(self) -> None:
+        self._applied = Lock()
+
+    @contextmanager
+    def patched(self, plan: MergePlan, deltas: Sequence[Delta]) -> Iterator[None]:
+        """Inside, every resident tensor is round(a W0 + sum_t C_t D_t), computed in fp32 and rounded once.
+
+        Restores on the way out, also when the body or the patching itself raises. Raises PatchInProgress when nested.
+        """
+        if not self._applied.acquire(blocking=False):
+            raise PatchInProgress("another patch is applied to this backbone; finish it first")
+        saved: list[Saved] = []
+        try:
+            self._apply(plan, deltas, saved)
+            yield
+        finally:
+            for item in reversed(saved):
+                _write_bits(item.tensor, item.positions, item.bits)
+            self._applied.release()
+
+    def _apply(self, plan: MergePlan, deltas: Sequence[Delta], saved: list[Saved]) -> None:
+        for name, matrix in plan.matrices.items():
+            self._patch_matrix(name, matrix, deltas, saved)
+        for name, vector in plan.vectors.items():
+            tensor = self.backbone.tensor(name)
+            merged = apply_difference(tensor, vector.to(tensor.device), tensor.dtype)
+            _overwrite(tensor, None, merged.reshape(-1), saved)
+        for name, copied in plan.copied.items():
+            tensor = self.backbone.tensor(name)
+            _overwrite(tensor, None, copied.to(tensor).reshape(-1), saved)
+        if plan.exact:
+            self._patch_exceptions(deltas[0], saved)
+
+    def _patch_matrix(self, name: str, plan: MatrixPlan, deltas: Sequence[Delta], saved: list[Saved]) -> None:
+        tensor, axis = self.backbone.tensor(name), self.backbone.specs[name].neuron_axis or 0
+        if bool((plan.base_scale == 1).all()):
+            positions, difference = _merged_entries(name, plan, deltas, tensor, axis)
+            merged = apply_difference(tensor.view(-1)[positions], difference, tensor.dtype)
+            _overwrite(tensor, positions, merged, saved)
+        else:
+            scale = _per_neuron(plan.base_scale.to(tensor.device), tensor, axis)
+            difference = _scaled_sum(name, plan, deltas, tensor, axis).view(tensor.shape)
+            merged = (tensor.to(torch.float32) * scale + difference).to(tensor.dtype)
+            _overwrite(tensor, None, merged.reshape(-1), saved)
+
+    def _patch_exceptions(self, delta: Delta, saved: list[Saved]) -> None:
+        """Only where the resident dtype is the fine-tune's: elsewhere the base was converted and round(base + delta)
+        stands.
+        """
+        for name, exceptions in delta.exceptions.items():
+            tensor = self.backbone.tensor(name)
+            if tensor.dtype == DTYPES[delta.manifest.tensors[name].dtype]:
+                positions = exceptions.positions.to(tensor.device, torch.int64)
+                _overwrite(tensor, positions, exceptions.bits.to(tensor.device), saved)
+
+
+def _merged_entries(
+    name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions that any delta touches, and sum_t C_t D_t there."""
+    parts = list(_scaled_parts(name, plan, deltas, tensor, axis))
+    if len(parts) == 1:
+        return parts[0]
+    positions = torch.unique(torch.cat([part[0] for part in parts]))
+    return positions, _scaled_sum(name, plan, deltas, tensor, axis)[positions]
+
+
+def _scaled_sum(name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """sum_t C_t D_t, dense and flat in fp32: one tensor's worth of scratch."""
+    total = torch.zeros(tensor.numel(), device=tensor.device)
+    for positions, values in _scaled_parts(name, plan, deltas, tensor, axis):
+        total[positions] += values
+    return total
+
+
+def _scaled_parts(
+    name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for coefficients, delta in zip(plan.coefficients.to(tensor.device), deltas, strict=True):
+        if name in delta.matrices:
+            positions = delta.matrices[name].positions.to(tensor.device, torch.int64)
+            values = delta.matrices[name].values.to(tensor.device)
+            yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
+
+
+def _at_positions(coefficients: torch.Tensor, positions: torch.Tensor, shape: torch.Size, axis: int) -> torch.Tensor:
+    """The coefficient of each entry's neuron."""
+    if coefficients.numel() == 1:
+        return coefficients
+    behind = shape[axis + 1 :].numel()
+    return coefficients[(positions // behind) % shape[axis]]
+
+
+def _per_neuron(scale: torch.Tensor, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    if scale.numel() == 1:
+        return scale
+    return scale.reshape([-1 if dim == axis else 1 for dim in range(tensor.dim())])
+
+
+def _overwrite(tensor: torch.Tensor, positions: torch.Tensor | None, values: torch.Tensor, saved: list[Saved]) -> None:
+    integer = _INTEGERS[tensor.element_size()]
+    bits = tensor.view(-1).view(integer)
+    # Saved before written, so that an interruption between the two restores what is there.
+    saved.append(Saved(tensor, positions, bits.clone() if positions is None else bits[positions]))
+    _write_bits(tensor, positions, values.contiguous().view(integer))
+
+
+def _write_bits(tensor: torch.Tensor, positions: torch.Tensor | None, bits: torch.Tensor) -> None:
+    """As integers: a float copy may quieten a signalling NaN."""
+    target = tensor.view(-1).view(bits.dtype)
+    if positions is None:
+        target.copy_(bits)
+    else:
+        target[positions] = bits

@@ -1,0 +1,104 @@
+"""Text from a causal or sequence-to-sequence model, one prompt at a time, by transformers' own `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from patchbay.architecture import Task
+from patchbay.backbone import Backbone
+from patchbay.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """OpenAI's names and meanings. `temperature` 0 is greedy."""
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    finish_reason: str  # "stop" or "length"
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@torch.inference_mode()
+def complete(
+    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, prompt: str | list[int], params: SamplingParams
+) -> Completion:
+    """Raises InputError for a prompt that is empty, out of the vocabulary, or does not leave room for `max_tokens`."""
+    ids = _prompt_ids(backbone, tokenizer, prompt, params)
+    tokens = torch.tensor([ids], device=backbone.device)
+    config = _generation_config(backbone, tokenizer, params)
+    with torch.random.fork_rng(devices=[] if backbone.device.type == "cpu" else [backbone.device]):
+        if params.seed is not None:
+            torch.manual_seed(params.seed)
+        output = backbone.model.generate(  # type: ignore[operator]
+            tokens, attention_mask=torch.ones_like(tokens), generation_config=config, tokenizer=tokenizer
+        )
+    skipped = len(ids) if backbone.task is Task.CAUSAL_LM else 1  # the decoder's start token
+    new = output[0, skipped:].tolist()
+    text = str(tokenizer.decode(new, skip_special_tokens=True))
+    cut = min((text.find(stop) for stop in params.stop if stop in text), default=-1)
+    stopped = cut >= 0 or len(new) < params.max_tokens or (bool(new) and new[-1] in _ends(backbone, tokenizer))
+    return Completion(text[:cut] if cut >= 0 else text, "stop" if stopped else "length", len(ids), len(new))
+
+
+def _prompt_ids(
+    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, prompt: str | list[int], params: SamplingParams
+) -> list[int]:
+    ids: list[int] = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    vocabulary = _vocabulary(backbone)
+    if not ids:
+        raise InputError("the prompt has no tokens", param="prompt")
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        raise InputError(f"a token id is outside the vocabulary of {vocabulary}", param="prompt")
+    limit = getattr(backbone.architecture.config, "max_position_embeddings", None)
+    needed = len(ids) + (params.max_tokens if backbone.task is Task.CAUSAL_LM else 0)
+    if limit and needed > limit:
+        raise InputError(
+            f"the prompt's {len(ids)} tokens and max_tokens {params.max_tokens} exceed the model's {limit}",
+            param="prompt",
+        )
+    return ids
+
+
+def _generation_config(
+    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, params: SamplingParams
+) -> GenerationConfig:
+    greedy = params.temperature == 0
+    sampling = {} if greedy else {"temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+    start = getattr(backbone.architecture.config, "decoder_start_token_id", None)
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=params.max_tokens,
+        do_sample=not greedy,
+        eos_token_id=sorted(_ends(backbone, tokenizer)) or None,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        decoder_start_token_id=start,
+        stop_strings=list(params.stop) or None,
+        **sampling,
+    )
+
+
+def _ends(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a text: the checkpoint's generation config knows best, then the tokenizer."""
+    known = getattr(backbone.model.generation_config, "eos_token_id", None)
+    if known is None:
+        known = tokenizer.eos_token_id
+    ends = {known} if isinstance(known, int) else set(known or ())
+    return {end for end in ends if end < _vocabulary(backbone)}
+
+
+def _vocabulary(backbone: Backbone) -> int:
+    embedding = backbone.model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding), "a language model embeds tokens"
+    return embedding.num_embeddings

@@ -1,0 +1,95 @@
+"""Classification heads that deltas bring: which one answers, and a model that joins it to the resident encoder.
+
+The encoder inside such a model is the backbone's own memory, so a patch of the backbone is a patch of every head's
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from patchbay.architecture import AUTO_CLASS, Task, detect_task, resident_names
+from patchbay.backbone import Backbone, labels_of
+from patchbay.delta import Delta
+from patchbay.errors import AmbiguousHead, MalformedDelta
+
+CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadModel:
+    """A model ready to classify and the names of its classes, in order of its logits."""
+
+    model: PreTrainedModel
+    labels: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the head alone: the encoder is the backbone's."""
+        prefix = f"{self.model.base_model_prefix}."
+        return sum(t.nbytes for name, t in self.model.named_parameters() if not name.startswith(prefix))
+
+
+def choose_head(backbone: Backbone, deltas: Mapping[str, Delta], asked: str | None) -> str | None:
+    """The delta whose own head answers, or None for the base's head.
+
+    `deltas` are the request's terms by the name they were given. A head that the base has too, with equal labels, is
+    merged like any matrix and belongs to nobody. Raises AmbiguousHead where several could answer, none can, or `asked`
+    is no term.
+    """
+    if asked is not None and asked not in deltas:
+        raise AmbiguousHead(f"head {asked!r} is not among the terms: {', '.join(deltas) or 'none'}", param="head")
+    owners = [name for name, delta in deltas.items() if delta.added]
+    if asked is not None:
+        owners = [asked] if asked in owners else []
+    if len(owners) > 1:
+        raise AmbiguousHead(f"several heads could answer: say which with 'head': {', '.join(owners)}", param="head")
+    if not owners and backbone.labels is None:
+        whom = repr(asked) if asked else "neither the base nor any of the deltas"
+        raise AmbiguousHead(f"{whom} has a classification head" if not asked else f"{whom} has no head", param="head")
+    return owners[0] if owners else None
+
+
+def base_head(backbone: Backbone) -> HeadModel:
+    assert backbone.labels is not None, "choose_head has found that the base answers"
+    return HeadModel(backbone.model, backbone.labels)
+
+
+def delta_head(backbone: Backbone, delta: Delta) -> HeadModel:
+    """The fine-tune's head on the resident encoder. Raises MalformedDelta where its tensors do not make up a head."""
+    base = backbone.architecture.config
+    changes = delta.manifest.config
+    task = detect_task({"architectures": changes.get("architectures") or base.architectures})
+    if task not in CLASSIFIERS:
+        raise MalformedDelta("the delta adds tensors, but its config names no classifier", param="config.architectures")
+    config = type(base).from_dict({**base.to_dict(), **changes})
+    with torch.device("meta"):
+        model: PreTrainedModel = AUTO_CLASS[task].from_config(config, trust_remote_code=False)
+    _join(model, backbone, delta)
+    labels = labels_of(config.to_dict())
+    if labels is None or len(labels) != config.num_labels:
+        raise MalformedDelta("the delta's labels do not match its head", param="labels")
+    model.train(False)
+    return HeadModel(model.requires_grad_(False), labels)
+
+
+def _join(model: PreTrainedModel, backbone: Backbone, delta: Delta) -> None:
+    prefix = model.base_model_prefix
+    encoder = backbone.model if backbone.architecture.is_base_model else getattr(backbone.model, prefix)
+    setattr(model, prefix, encoder)
+    expected = model.state_dict()
+    dtype = next(backbone.model.parameters()).dtype
+    state: dict[str, torch.Tensor] = {}
+    for name, place in resident_names(model, list(delta.added)).items():
+        tensor = delta.added[name]
+        if place.startswith(f"{prefix}.") or tensor.shape != expected[place].shape:
+            raise MalformedDelta(f"{name!r} does not fit the head that the delta's config describes", param=name)
+        state[place] = tensor.to(backbone.device, dtype)
+    model.load_state_dict(state, strict=False, assign=True)
+    unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if unfilled:
+        raise MalformedDelta(f"the delta's head lacks {unfilled[0]!r}", param=unfilled[0])

@@ -1,0 +1,174 @@
+"""What users send, made into what a backbone takes: text, images, arrays -> padded tensors.
+
+Knows nothing of deltas but the tokens they add, and nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+
+from patchbay.backbone import Backbone
+from patchbay.delta.manifest import Token
+from patchbay.errors import InputError, InvalidRecipe
+
+MAX_PIXELS = 1 << 26
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """An encoded PNG or JPEG."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInput:
+    """One input exactly as the model takes it, without its batch dimension: pixel values [channels, height, width]."""
+
+    array: Any  # nested lists of numbers
+
+
+Input = str | ImageInput | ArrayInput
+Batch = dict[str, torch.Tensor]
+
+
+class Inputs:
+    """Reads inputs for one backbone: its tokenizer and image processor, where its folder has them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.tokenizer = _tokenizer(backbone)
+        self._images = _image_processor(backbone)
+
+    def batch(self, inputs: Sequence[Input], tokens: Iterable[Token] = ()) -> Batch:
+        """One padded batch on the backbone's device. `tokens` are those that the request's deltas add.
+
+        Raises InputError that names the offending input's index; texts and images cannot be mixed in one batch.
+        """
+        if not inputs:
+            raise InputError("input is empty: send at least one", param="input")
+        if all(isinstance(item, str) for item in inputs):
+            batch = self._text([item for item in inputs if isinstance(item, str)], tokens)
+        elif any(isinstance(item, str) for item in inputs):
+            raise InputError("texts and images cannot be mixed in one request", param="input")
+        else:
+            batch = {"pixel_values": self._pixels([item for item in inputs if not isinstance(item, str)])}
+        return {name: tensor.to(self.backbone.device) for name, tensor in batch.items()}
+
+    def tokenizer_with(self, tokens: Iterable[Token]) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, extended by tokens that keep the ids they were trained with.
+
+        Raises InputError without a tokenizer, InvalidRecipe where two deltas want different tokens for one id.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"{self.backbone.name} has no tokenizer: text cannot be read", param="input")
+        wanted = sorted({(token.id, token.content, token.special) for token in tokens})
+        if not wanted:
+            return self.tokenizer
+        extended = copy.deepcopy(self.tokenizer)
+        for number, content, special in wanted:
+            extended.add_tokens([content], special_tokens=special)
+            if extended.convert_tokens_to_ids(content) != number:
+                raise InvalidRecipe(f"added token {content!r} cannot have its id {number} here", param="terms")
+        return extended
+
+    def _text(self, texts: list[str], tokens: Iterable[Token]) -> Batch:
+        tokenizer = self.tokenizer_with(tokens)
+        limit = _max_length(self.backbone, tokenizer)
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        if encoded["input_ids"].shape[1] == 0:
+            raise InputError("input has no tokens", param="input")
+        return dict(encoded)
+
+    def _pixels(self, items: list[ImageInput | ArrayInput]) -> torch.Tensor:
+        tensors = [self._one(index, item) for index, item in enumerate(items)]
+        first = tensors[0].shape
+        for index, tensor in enumerate(tensors):
+            if tensor.shape != first:
+                raise InputError(f"input {index} has shape {list(tensor.shape)}, input 0 {list(first)}", param="input")
+        dtype = next(self.backbone.model.parameters()).dtype
+        return torch.stack(tensors).to(dtype)
+
+    def _one(self, index: int, item: ImageInput | ArrayInput) -> torch.Tensor:
+        wanted = _image_shape(self.backbone)
+        tensor = self._image(index, item.data) if isinstance(item, ImageInput) else _array(index, item.array)
+        if wanted and tuple(tensor.shape) != wanted:
+            raise InputError(
+                f"input {index} has shape {list(tensor.shape)}, the model takes {list(wanted)}", param="input"
+            )
+        return tensor
+
+    def _image(self, index: int, data: bytes) -> torch.Tensor:
+        if self._images is None:
+            raise InputError(f"{self.backbone.name} has no preprocessor_config.json: send arrays", param="input")
+        pixels = _decode_image(index, data, self.backbone.architecture.config.num_channels)
+        processed = self._images(images=[pixels], input_data_format="channels_first", return_tensors="pt")
+        values: torch.Tensor = processed["pixel_values"][0]
+        return values
+
+
+def _tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase | None:
+    if not any((backbone.folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        backbone.folder, trust_remote_code=False, local_files_only=True
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked; any token serves
+    return tokenizer
+
+
+def _image_processor(backbone: Backbone) -> Any | None:
+    if not (backbone.folder / "preprocessor_config.json").is_file():
+        return None
+    # Pillow resizes the same everywhere; the torchvision backend would be another dependency and other pixels.
+    return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        backbone.folder, trust_remote_code=False, local_files_only=True, backend="pil"
+    )
+
+
+def _max_length(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    limits = [getattr(backbone.architecture.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    known = [limit for limit in limits if limit and limit < 10**9]
+    return min(known) if known else None
+
+
+def _image_shape(backbone: Backbone) -> tuple[int, int, int] | None:
+    config: Mapping[str, Any] = backbone.architecture.config.to_dict()
+    if "image_size" not in config or "num_channels" not in config:
+        return None
+    size = config["image_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return config["num_channels"], height, width
+
+
+def _decode_image(index: int, data: bytes, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [channels, height, width]."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"input {index} has more than {MAX_PIXELS} pixels", param="input")
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"input {index} is no PNG or JPEG that can be decoded: {error}", param="input") from error
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _array(index: int, nested: Any) -> torch.Tensor:
+    try:
+        tensor = torch.tensor(nested, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"input {index} is no rectangular array of numbers: {error}", param="input") from error
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"input {index} contains NaN or infinity", param="input")
+    return tensor

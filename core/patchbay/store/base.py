@@ -1,0 +1,216 @@
+"""The store's contracts: records, names, and what every catalog and blob store promises.
+
+Knows no database, no file layout, no HTTP, no merging method, and never looks inside a summary or a recipe.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from patchbay.errors import InvalidName, NameTaken, NotFound, StoreFull, StoreUnavailable, VersionConflict
+
+Digest = str
+"""`sha256:` and 64 lower-case hex digits."""
+
+DEFAULT_TENANT = "default"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    return _DIGEST.fullmatch(text) is not None
+
+
+def check_name(name: str, *, param: str = "name") -> str:
+    """Return `name` if it is `[a-z0-9][a-z0-9._-]{0,62}`; else raise InvalidName."""
+    if not is_name(name):
+        raise InvalidName(
+            f"{name[:64]!r} is not a name: use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
+            param=param,
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRecord:
+    """One version of a delta. `created_at` is in unix seconds, `size` in bytes, `summary` JSON text."""
+
+    tenant: str
+    name: str
+    version: int
+    digest: Digest
+    size: int
+    created_at: float
+    summary: str
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRecord:
+    """A saved merge: a recipe under a name. `recipe` is JSON text."""
+
+    tenant: str
+    name: str
+    recipe: str
+    created_at: float
+
+
+class Catalog(Protocol):
+    """Names and versions. Thread-safe; every call is atomic: all of it happened, or none.
+
+    Tenants do not see each other. Within a tenant a name belongs to a delta or to a merge, never to both.
+    Names that break the grammar raise InvalidName when written (tenants too) and are simply not found when read.
+    Any call may raise StoreUnavailable; any change StoreFull.
+    """
+
+    def add_version(
+        self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
+    ) -> tuple[DeltaRecord, bool]:
+        """Add the next version under `name`; (record, created).
+
+        The same digest live under this name already: that record and False, and the current version stays what it is.
+        Version numbers count 1, 2, ... and are never used again, not even after the name was deleted.
+        Without `activate` the current version, or its absence, stays as it was.
+        Raises NameTaken if a merge owns the name.
+        """
+
+    def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
+        """That live version, or the current one. Raises NotFound."""
+
+    def find_digest(self, tenant: str, digest: Digest) -> list[DeltaRecord]:
+        """The live versions with this digest, by name and version."""
+
+    def list_deltas(self, tenant: str) -> list[DeltaRecord]:
+        """One record a live name, sorted: the current version, or the newest where none is current."""
+
+    def list_versions(self, tenant: str, name: str) -> list[DeltaRecord]:
+        """The live versions, oldest first. Raises NotFound."""
+
+    def set_current(self, tenant: str, name: str, version: int, expected: int | None = None) -> DeltaRecord:
+        """Make a live version current, if `expected` is None or is the current one (compare-and-set).
+
+        Raises NotFound, VersionConflict.
+        """
+
+    def delete_delta(self, tenant: str, name: str, version: int | None = None) -> list[DeltaRecord]:
+        """Delete one version or the whole name; the records as they were, oldest first. Rows remain as tombstones.
+
+        Raises NotFound, and VersionConflict for the current version of a name that has others.
+        """
+
+    def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
+        """Raises NameTaken if a delta owns the name, or a merge does and `replace` is not set."""
+
+    def get_merge(self, tenant: str, name: str) -> MergeRecord:
+        """Raises NotFound."""
+
+    def list_merges(self, tenant: str) -> list[MergeRecord]:
+        """Sorted by name."""
+
+    def delete_merge(self, tenant: str, name: str) -> None:
+        """Raises NotFound."""
+
+    def live_digests(self) -> set[Digest]:
+        """Digests of all live versions of all tenants."""
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable if the catalog does not answer."""
+
+    def close(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Immutable files named by their digest. Thread-safe."""
+
+    def new_temp(self) -> Path:
+        """A new empty file to fill, where `put` can move it from. Raises StoreFull, StoreUnavailable."""
+
+    def put(self, temp: Path, digest: Digest) -> None:
+        """Move a complete file, whose digest the caller has verified, into place. Durable on return; idempotent."""
+
+    def path(self, digest: Digest) -> Path:
+        """A readable file. Raises NotFound."""
+
+    def exists(self, digest: Digest) -> bool: ...
+
+    def delete(self, digest: Digest) -> None:
+        """Deleting what is not there is no error."""
+
+    def digests(self) -> set[Digest]: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn an OSError into StoreFull (no room, quota, size limit) or StoreUnavailable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StoreFull(f"no space left at {place}: free some or delete deltas, then try again") from error
+        raise StoreUnavailable(f"{place} cannot be used: {error.strerror or error}") from error
+
+
+# The catalogs say the same things in the same words. What is no name is cut short: it may be any text someone sent.
+
+
+def no_delta(name: str, known: Iterable[str]) -> NotFound:
+    return NotFound.named("delta", name[:64], known, param="name")
+
+
+def no_merge(name: str, known: Iterable[str]) -> NotFound:
+    return NotFound.named("merge", name[:64], known, param="name")
+
+
+def no_version(name: str, version: int, live: Iterable[int]) -> NotFound:
+    return NotFound(f"delta {name!r} has no version {version}; it has {_numbers(live)}", param="version")
+
+
+def no_current(name: str, live: Iterable[int]) -> NotFound:
+    return NotFound(
+        f"no version of delta {name!r} is current; it has {_numbers(live)}: name one, or make one current",
+        param="version",
+    )
+
+
+def moved_on(name: str, expected: int, current: int | None) -> VersionConflict:
+    now = "no version" if current is None else f"version {current}"
+    return VersionConflict(
+        f"the current version of delta {name!r} is {now}, not {expected} as expected: look again, then repeat",
+        param="expected",
+    )
+
+
+def still_current(name: str, version: int) -> VersionConflict:
+    return VersionConflict(
+        f"version {version} of delta {name!r} is the current one: make another version current first", param="version"
+    )
+
+
+def owned_by(kind: str, name: str) -> NameTaken:
+    return NameTaken(
+        f"the name {name!r} belongs to a {kind}: choose another name, or delete the {kind} first", param="name"
+    )
+
+
+def merge_exists(name: str) -> NameTaken:
+    return NameTaken(f"there is a merge {name!r} already: choose another name, or ask to replace it", param="name")
+
+
+def _numbers(versions: Iterable[int]) -> str:
+    """`version 3`, or `versions 1, 2, 5`: at most the ten newest."""
+    newest = sorted(versions)[-10:]
+    return f"version{'s' if len(newest) > 1 else ''} {', '.join(map(str, newest))}"

@@ -1,0 +1,131 @@
+"""The store as its callers use it: uploads, the order of writing, and which names are allowed.
+
+Knows no format: its callers check between `finish` and `commit` that the bytes are a delta that fits the backbone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from patchbay.errors import DeltaTooLarge, InvalidName, NotFound, StoreUnavailable
+from patchbay.store.base import BlobStore, Catalog, DeltaRecord, Digest, MergeRecord, check_name, disk_errors, owned_by
+
+
+class Upload:
+    """Bytes on their way into the store, hashed and counted as they come.
+
+    Use as a context: leaving it removes the temp file, unless `Hub.commit` has moved it into place by then.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self.size = 0
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self._digest: Digest | None = None
+        with disk_errors(path):
+            self._file: BinaryIO = path.open("wb")
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Raises DeltaTooLarge before the chunk that passes the cap is written; StoreFull, StoreUnavailable."""
+        size = memoryview(chunk).nbytes
+        if self.size + size > self._max_bytes:
+            raise DeltaTooLarge(
+                f"the upload is over {self._max_bytes} bytes: send a smaller delta (lower density, narrower values), "
+                "or raise the limit"
+            )
+        with disk_errors(self.path):
+            self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += size
+
+    def finish(self) -> Digest:
+        """No more bytes: `path` can be read from now on. Raises StoreFull, StoreUnavailable."""
+        if self._digest is None:
+            with disk_errors(self.path):
+                self._file.close()
+                written = self.path.stat().st_size
+            # A write that failed half-way, and a caller who went on all the same.
+            if written != self.size:
+                raise StoreUnavailable(f"{written} of {self.size} bytes of the upload were written: send it again")
+            self._digest = f"sha256:{self._hash.hexdigest()}"
+        return self._digest
+
+    @property
+    def digest(self) -> Digest:
+        assert self._digest is not None, "finish() first"
+        return self._digest
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # On a full disk closing fails once more, and the error that matters is already on its way.
+        with suppress(OSError):
+            self._file.close()
+        with disk_errors(self.path):
+            self.path.unlink(missing_ok=True)
+
+
+class Hub:
+    """A catalog and a blob store kept in step: a name never points at bytes that are not there.
+
+    `reserved` are names that expressions use themselves (`base`, the merging methods).
+    """
+
+    def __init__(self, catalog: Catalog, blobs: BlobStore, reserved: frozenset[str]) -> None:
+        self.catalog = catalog
+        self.blobs = blobs
+        self._reserved = reserved
+
+    def check_name(self, name: str) -> str:
+        """Return `name` if something may be stored under it, else raise InvalidName. Call it before reading bytes."""
+        check_name(name)
+        if name in self._reserved:
+            raise InvalidName(f"the name {name!r} is reserved: it means something in expressions", param="name")
+        return name
+
+    def begin_upload(self, max_bytes: int) -> Upload:
+        """Raises StoreFull, StoreUnavailable."""
+        return Upload(self.blobs.new_temp(), max_bytes)
+
+    def commit(
+        self, upload: Upload, tenant: str, name: str, summary: str, activate: bool = True
+    ) -> tuple[DeltaRecord, bool]:
+        """Store a finished upload as the next version of `name`; (record, created).
+
+        The blob is durable before the catalog row is written, so a crash in between leaves a blob that nothing names,
+        never a name without its blob. Raises InvalidName, NameTaken, StoreFull, StoreUnavailable.
+        """
+        self.check_name(name)
+        check_name(tenant, param="tenant")
+        # add_version decides; asking here as well keeps a refused upload from leaving its blob behind.
+        if _found(lambda: self.catalog.get_merge(tenant, name)):
+            raise owned_by("merge", name)
+        self.blobs.put(upload.path, upload.digest)
+        return self.catalog.add_version(tenant, name, upload.digest, upload.size, summary, activate)
+
+    def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
+        """`Catalog.save_merge`, under an allowed name."""
+        return self.catalog.save_merge(tenant, self.check_name(name), recipe, replace)
+
+    def open_blob(self, digest: Digest) -> Path:
+        """The file with these bytes. Raises NotFound."""
+        return self.blobs.path(digest)
+
+    def close(self) -> None:
+        self.catalog.close()
+        self.blobs.close()
+
+
+def _found(look: Callable[[], object]) -> bool:
+    try:
+        look()
+    except NotFound:
+        return False
+    return True
