@@ -1,0 +1,238 @@
+"""The catalog in Redis, for several hosts: Redis 6.2 or newer, or Valkey. Knows no blobs.
+
+All keys carry one hash tag, so that they share a slot and every change is one Lua script: all of it, or nothing.
+    {prefix}:schema             the layout's number, below
+    {prefix}:deltas:TENANT      name -> {"last": 3, "current": 2 (0: none), "live": {"2": digest, "3": digest}}
+    {prefix}:versions:TENANT    name@version -> the record; never changes, and stays after the version was deleted
+    {prefix}:deleted:TENANT     name@version -> when it was deleted
+    {prefix}:merges:TENANT      name -> the merge
+    {prefix}:digests            digest -> {"tenant/name@version": true}, live ones only
+Records pass through the scripts as text: Lua would round their numbers to 14 digits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import OutOfMemoryError, RedisError
+from redis.retry import Retry
+
+from patchbay.errors import StoreFull, StoreUnavailable
+from patchbay.store import base
+from patchbay.store.base import DeltaRecord, Digest, MergeRecord
+from patchbay_server.stores.scripts import ADD_VERSION, DELETE_DELTA, FIND_DIGEST, SAVE_MERGE, SET_CURRENT
+
+SCHEMA = 1
+
+
+class RedisCatalog:
+    """A `Catalog` at `redis://` or `rediss://`; `client` replaces the one that would be made from `url`.
+
+    Nothing is retried: a change whose answer was lost may have been made, and repeating it could fail for that reason.
+    Durable as far as the server is: `appendonly yes`, and `appendfsync always` if no second may be lost.
+    """
+
+    def __init__(self, url: str, prefix: str = "patchbay", *, client: redis.Redis | None = None) -> None:
+        try:
+            self._client = client or redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), decode_responses=True)
+        except ValueError as error:
+            raise StoreUnavailable(f"the catalog's URL cannot be read: {error}") from error
+        # Never the URL itself: it may hold a password.
+        self._place = "Redis at {host}:{port}".format_map(
+            {"host": "?", "port": "?"} | self._client.get_connection_kwargs()
+        )
+        self._prefix = f"{{{prefix}}}"
+        self._add_version, self._set_current, self._delete_delta, self._save_merge, self._find_digest = (
+            self._client.register_script(text)
+            for text in (ADD_VERSION, SET_CURRENT, DELETE_DELTA, SAVE_MERGE, FIND_DIGEST)
+        )
+        try:
+            self._refuse_eviction()
+            self._check_schema()
+        except BaseException:
+            self.close()
+            raise
+
+    def add_version(
+        self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
+    ) -> tuple[DeltaRecord, bool]:
+        base.check_name(tenant, param="tenant")
+        base.check_name(name)
+        text = json.dumps({"digest": digest, "size": size, "created_at": time.time(), "summary": summary})
+        args = [tenant, name, digest, text, int(activate)]
+        status, version, current, stored = self._change(self._add_version, tenant, args)
+        if status == "merge":
+            raise base.owned_by("merge", name)
+        return _record(tenant, name, version, stored, current), status == "created"
+
+    def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
+        entry = self._entry(tenant, name)
+        chosen = entry["current"] if version is None else version
+        if version is None and not chosen:
+            raise base.no_current(name, _live(entry))
+        if chosen not in _live(entry):
+            raise base.no_version(name, chosen, _live(entry))
+        return self._records(tenant, {name: entry}, [(name, chosen)])[0]
+
+    def find_digest(self, tenant: str, digest: Digest) -> list[DeltaRecord]:
+        if not base.is_digest(digest):
+            return []
+        rows = self._change(self._find_digest, tenant, [tenant, digest])
+        found = [_record(tenant, name, version, text, current) for name, version, current, text in rows]
+        return sorted(found, key=lambda record: (record.name, record.version))
+
+    def list_deltas(self, tenant: str) -> list[DeltaRecord]:
+        entries = self._entries(tenant)
+        shown = [(name, entry["current"] or max(_live(entry))) for name, entry in sorted(entries.items())]
+        return self._records(tenant, entries, shown)
+
+    def list_versions(self, tenant: str, name: str) -> list[DeltaRecord]:
+        entry = self._entry(tenant, name)
+        return self._records(tenant, {name: entry}, [(name, version) for version in _live(entry)])
+
+    def set_current(self, tenant: str, name: str, version: int, expected: int | None = None) -> DeltaRecord:
+        self._entry(tenant, name)
+        args = [tenant, name, version, "" if expected is None else expected]
+        status, before, stored = self._change(self._set_current, tenant, args)
+        entry = json.loads(before)
+        if status == "no version":
+            raise self._missing(tenant, name, version, entry)
+        if status == "moved on":
+            raise base.moved_on(name, expected or 0, entry["current"] or None)
+        return _record(tenant, name, version, stored, version)
+
+    def delete_delta(self, tenant: str, name: str, version: int | None = None) -> list[DeltaRecord]:
+        self._entry(tenant, name)
+        args = [tenant, name, "" if version is None else version, repr(time.time())]
+        status, before = self._change(self._delete_delta, tenant, args)
+        entry = json.loads(before)
+        if status == "no version":
+            raise self._missing(tenant, name, version, entry)
+        if status == "still current":
+            raise base.still_current(name, entry["current"])
+        return self._records(tenant, {name: entry}, [(name, v) for v in _live(entry) if version in (None, v)])
+
+    def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
+        base.check_name(tenant, param="tenant")
+        base.check_name(name)
+        record = MergeRecord(tenant, name, recipe, time.time())
+        text = json.dumps({"recipe": recipe, "created_at": record.created_at})
+        status = self._change(self._save_merge, tenant, [tenant, name, text, int(replace)])
+        if status == "delta":
+            raise base.owned_by("delta", name)
+        if status == "merge":
+            raise base.merge_exists(name)
+        return record
+
+    def get_merge(self, tenant: str, name: str) -> MergeRecord:
+        text = self._ask(self._client.hget, self._key("merges", tenant), name) if base.is_name(name) else None
+        if text is None:
+            raise base.no_merge(name, self._merge_names(tenant))
+        return MergeRecord(tenant, name, **json.loads(text))
+
+    def list_merges(self, tenant: str) -> list[MergeRecord]:
+        merges = self._ask(self._client.hgetall, self._key("merges", tenant))
+        return [MergeRecord(tenant, name, **json.loads(text)) for name, text in sorted(merges.items())]
+
+    def delete_merge(self, tenant: str, name: str) -> None:
+        if not base.is_name(name) or not self._ask(self._client.hdel, self._key("merges", tenant), name):
+            raise base.no_merge(name, self._merge_names(tenant))
+
+    def live_digests(self) -> set[Digest]:
+        return set(self._ask(self._client.hkeys, self._key("digests")))
+
+    def ping(self) -> None:
+        self._ask(self._client.ping)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    def _ask(self, command: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except OutOfMemoryError as error:
+            raise StoreFull(f"{self._place} is at its maxmemory: raise it, or delete deltas") from error
+        except RedisError as error:
+            raise StoreUnavailable(f"{self._place} does not answer as it should: {error}") from error
+
+    def _change(self, script: Callable[..., Any], tenant: str, args: list[Any]) -> Any:
+        per_tenant = [self._key(kind, tenant) for kind in ("deltas", "versions", "deleted", "merges")]
+        return self._ask(script, keys=[*per_tenant, self._key("digests")], args=args)
+
+    def _entries(self, tenant: str) -> dict[str, Any]:
+        """The names with live versions."""
+        texts = self._ask(self._client.hgetall, self._key("deltas", tenant))
+        entries = {name: json.loads(text) for name, text in texts.items()}
+        return {name: entry for name, entry in entries.items() if entry["live"]}
+
+    def _entry(self, tenant: str, name: str) -> Any:
+        """A name's entry. Raises NotFound if it has no live version."""
+        text = self._ask(self._client.hget, self._key("deltas", tenant), name) if base.is_name(name) else None
+        entry = json.loads(text) if text else None
+        if not entry or not entry["live"]:
+            raise base.no_delta(name, self._entries(tenant))
+        return entry
+
+    def _records(self, tenant: str, entries: dict[str, Any], chosen: list[tuple[str, int]]) -> list[DeltaRecord]:
+        """Records never change, so what an entry named a moment ago is still there, whatever happened since."""
+        if not chosen:
+            return []
+        fields = [f"{name}@{version}" for name, version in chosen]
+        texts = self._ask(self._client.hmget, self._key("versions", tenant), fields)
+        return [
+            _record(tenant, name, version, text, entries[name]["current"])
+            for (name, version), text in zip(chosen, texts, strict=True)
+        ]
+
+    def _merge_names(self, tenant: str) -> list[str]:
+        return list(self._ask(self._client.hkeys, self._key("merges", tenant)))
+
+    def _missing(self, tenant: str, name: str, version: int | None, entry: Any) -> Exception:
+        if not entry["live"] or version is None:
+            return base.no_delta(name, self._entries(tenant))
+        return base.no_version(name, version, _live(entry))
+
+    def _refuse_eviction(self) -> None:
+        policy = self._policy()
+        if policy != "noeviction":
+            raise StoreUnavailable(
+                f"{self._place} has maxmemory-policy {policy}, which deletes catalog entries when memory runs short: "
+                "set `maxmemory-policy noeviction`, or give the catalog a Redis of its own"
+            )
+
+    def _policy(self) -> str | None:
+        # CONFIG is often forbidden on managed servers; INFO rarely is.
+        def configured() -> Any:
+            try:
+                return self._client.config_get("maxmemory-policy")
+            except redis.ResponseError:
+                return {}
+
+        policy: str | None = self._ask(configured).get("maxmemory-policy")
+        return policy or self._ask(self._client.info, "memory").get("maxmemory_policy")
+
+    def _check_schema(self) -> None:
+        key = self._key("schema")
+        if self._ask(self._client.get, key) is None:
+            self._ask(self._client.set, key, SCHEMA, nx=True)
+        found = self._ask(self._client.get, key)
+        if found != str(SCHEMA):
+            raise StoreUnavailable(
+                f"the catalog at {self._place} has schema {found} and this Patchbay knows {SCHEMA}: upgrade Patchbay"
+            )
+
+
+def _live(entry: Any) -> list[int]:
+    return sorted(map(int, entry["live"]))
+
+
+def _record(tenant: str, name: str, version: int, text: str, current: int) -> DeltaRecord:
+    return DeltaRecord(tenant, name, int(version), **json.loads(text), current=int(version) == int(current))

@@ -1,0 +1,123 @@
+"""The Redis catalog's changes, each one Lua script; `redis.py` tells the keys and what they hold.
+
+Every script reads and decides first and writes last: Redis does not undo what a failing script has written.
+"""
+
+from __future__ import annotations
+
+_COMMON = """
+local deltas, versions, deleted, merges, digests = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local tenant, name = ARGV[1], ARGV[2]
+
+local function text(number) return string.format('%d', number) end
+
+local function load_entry()
+  local found = redis.call('HGET', deltas, name)
+  if found then return cjson.decode(found) end
+  return {last = 0, current = 0, live = {}}
+end
+
+local function save_entry(entry) redis.call('HSET', deltas, name, cjson.encode(entry)) end
+
+local function record(version) return redis.call('HGET', versions, name .. '@' .. version) end
+
+-- live: true to enter the version below its digest, nil to take it out
+local function index(digest, version, live)
+  local found = redis.call('HGET', digests, digest)
+  local users = found and cjson.decode(found) or {}
+  users[tenant .. '/' .. name .. '@' .. version] = live
+  if next(users) then
+    redis.call('HSET', digests, digest, cjson.encode(users))
+  else
+    redis.call('HDEL', digests, digest)
+  end
+end
+"""
+
+# digest, record, activate -> status, version, current, record
+ADD_VERSION = (
+    _COMMON
+    + """
+local digest, new_record, activate = ARGV[3], ARGV[4], ARGV[5] == '1'
+if redis.call('HEXISTS', merges, name) == 1 then return {'merge', '0', '0', ''} end
+local entry = load_entry()
+for version, known in pairs(entry.live) do
+  if known == digest then return {'exists', version, text(entry.current), record(version)} end
+end
+entry.last = entry.last + 1
+local version = text(entry.last)
+entry.live[version] = digest
+if activate then entry.current = entry.last end
+redis.call('HSET', versions, name .. '@' .. version, new_record)
+save_entry(entry)
+index(digest, version, true)
+return {'created', version, text(entry.current), new_record}
+"""
+)
+
+# version, expected or '' -> status, entry as it was, record
+SET_CURRENT = (
+    _COMMON
+    + """
+local version, expected = ARGV[3], ARGV[4]
+local entry = load_entry()
+local before = cjson.encode(entry)
+if not entry.live[version] then return {'no version', before, ''} end
+if expected ~= '' and expected ~= text(entry.current) then return {'moved on', before, ''} end
+entry.current = tonumber(version)
+save_entry(entry)
+return {'ok', before, record(version)}
+"""
+)
+
+# version or '' for all, time -> status, entry as it was
+DELETE_DELTA = (
+    _COMMON
+    + """
+local chosen, now = ARGV[3], ARGV[4]
+local entry = load_entry()
+local before = cjson.encode(entry)
+local gone, kept = {}, {}
+for version, digest in pairs(entry.live) do
+  if chosen == '' or chosen == version then gone[version] = digest else kept[version] = digest end
+end
+if not next(gone) then return {'no version', before} end
+if next(kept) and gone[text(entry.current)] then return {'still current', before} end
+-- A server at its maxmemory refuses HSET as a script's first write, but not after an HDEL: deleting must always work.
+redis.call('HDEL', deltas, name)
+if gone[text(entry.current)] then entry.current = 0 end
+entry.live = kept
+save_entry(entry)
+for version, digest in pairs(gone) do
+  redis.call('HSET', deleted, name .. '@' .. version, now)
+  index(digest, version, nil)
+end
+return {'ok', before}
+"""
+)
+
+# record, replace -> status
+SAVE_MERGE = (
+    _COMMON
+    + """
+if next(load_entry().live) then return 'delta' end
+if ARGV[4] ~= '1' and redis.call('HEXISTS', merges, name) == 1 then return 'merge' end
+redis.call('HSET', merges, name, ARGV[3])
+return 'ok'
+"""
+)
+
+# (the digest in the place of the name) -> [name, version, current, record]
+FIND_DIGEST = (
+    _COMMON
+    + """
+local found = redis.call('HGET', digests, ARGV[2])
+local rows = {}
+for user in pairs(found and cjson.decode(found) or {}) do
+  local owner, version
+  owner, name, version = string.match(user, '^([^/]+)/(.+)@(%d+)$')
+  if owner == tenant then table.insert(rows, {name, version, text(load_entry().current), record(version)}) end
+end
+return rows
+"""
+)
