@@ -1,0 +1,32 @@
+"""The ASGI app over a ready engine and store. Loads nothing itself, so that tests and other servers can bring their
+own.
+"""
+
+from __future__ import annotations
+
+from fastapi import Depends, FastAPI
+
+import patchbay
+from patchbay.engine.engine import Engine
+from patchbay.store.hub import Hub
+from patchbay_server import errors
+from patchbay_server.auth import require_key
+from patchbay_server.metrics import Metrics
+from patchbay_server.middleware import BodyLimit, Measure
+from patchbay_server.routes import GUARDED, OPEN
+from patchbay_server.settings import Settings
+
+
+def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
+    """Every route of API.md. `/healthz` and `/readyz` are open; all others ask for the key, where there is one."""
+    app = FastAPI(title="Patchbay", version=patchbay.__version__, summary="Many fine-tunes on one resident model.")
+    app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
+    app.state.metrics = metrics = Metrics(engine)
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Measure, metrics=metrics)
+    for router in OPEN:
+        app.include_router(router)
+    for router in GUARDED:
+        app.include_router(router, dependencies=[Depends(require_key)])
+    return app

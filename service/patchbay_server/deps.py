@@ -1,0 +1,64 @@
+"""What routes are given: the engine, the store, the tenant. All of it hangs on the app, none of it is global."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from patchbay.engine.engine import Engine
+from patchbay.merge import Recipe
+from patchbay.store.base import DEFAULT_TENANT
+from patchbay.store.hub import Hub
+from patchbay_server.metrics import Metrics
+from patchbay_server.resolve import Resolved, resolve
+from patchbay_server.settings import Settings
+
+
+def get_engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+def get_hub(request: Request) -> Hub:
+    hub: Hub = request.app.state.hub
+    return hub
+
+
+def get_metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+def get_settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def get_tenant() -> str:
+    """One tenant until keys have owners; every catalog call is given it already."""
+    return DEFAULT_TENANT
+
+
+EngineDep = Annotated[Engine, Depends(get_engine)]
+HubDep = Annotated[Hub, Depends(get_hub)]
+MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+TenantDep = Annotated[str, Depends(get_tenant)]
+
+
+class Resolver:
+    """Resolves the model of one request and counts it."""
+
+    def __init__(self, engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> None:
+        self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, tenant
+
+    def __call__(self, model: str, patch: Recipe | None, head: str | None) -> tuple[Resolved, str]:
+        """(what the model means, the path that will serve it)."""
+        resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, model, patch, head)
+        path = "base" if resolved.canonical is None else "patched"
+        self.metrics.inferences.labels(resolved.label, path).inc()
+        return resolved, path
+
+
+ResolverDep = Annotated[Resolver, Depends(Resolver)]

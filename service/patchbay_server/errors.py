@@ -1,0 +1,101 @@
+"""One error shape for every route, OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+
+The library's exceptions know no HTTP; this table is where they get their status.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from patchbay import errors
+
+logger = logging.getLogger("patchbay_server")
+
+class Unauthorized(errors.PatchbayError):
+    """No key, or not the right one."""
+
+    code = "unauthorized"
+
+
+class UnsupportedParameter(errors.PatchbayError):
+    """A field that OpenAI's API has and this server does not act on: refused, never ignored."""
+
+    code = "unsupported_parameter"
+
+
+STATUS: Mapping[type, int] = {
+    errors.UnsupportedTask: 400,
+    Unauthorized: 401,
+    errors.NotFound: 404,
+    errors.NameTaken: 409,
+    errors.VersionConflict: 409,
+    errors.DeltaTooLarge: 413,
+    errors.UnsupportedFile: 415,
+    UnsupportedParameter: 422,
+    errors.InvalidName: 422,
+    errors.InputError: 422,
+    errors.FinetuneMismatch: 422,
+    errors.DeltaError: 422,
+    errors.RecipeError: 422,
+    errors.StoreFull: 507,
+    errors.StoreUnavailable: 503,
+    errors.PatchbayError: 500,
+}
+_TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
+_HTTP_CODES: Mapping[int, str] = {404: "unknown_route", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def status_of(error: errors.PatchbayError) -> int:
+    """The status of the nearest class in the table."""
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def error_body(message: str, status: int, code: str, param: str | None = None) -> dict[str, object]:
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers; every failure of the app goes through one of these four."""
+    app.add_exception_handler(errors.PatchbayError, _patchbay_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _respond(message: str, status: int, code: str, param: str | None = None) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+    return JSONResponse(error_body(message, status, code, param), status, headers)
+
+
+async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.PatchbayError)
+    status = status_of(error)
+    if status >= 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error.message)
+    return _respond(error.message, status, error.code, error.param)
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return _respond(f"{place}: {first['msg']}", 422, "invalid_request", place)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _respond(str(error.detail), error.status_code, _HTTP_CODES.get(error.status_code, "http_error"))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    # The message may hold anything, so it goes to the log and not to the caller.
+    logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _respond("the server failed; its log says why", 500, "internal_error")

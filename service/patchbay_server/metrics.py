@@ -1,0 +1,39 @@
+"""Prometheus metrics. Labels never carry an expression: a saved name, a delta's name, or `merge`. API.md lists them
+all.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from patchbay.engine.engine import Engine
+
+
+class Metrics:
+    """One registry an app, so that several apps can live in one process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "patchbay_http_requests", "HTTP requests.", ["route", "method", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "patchbay_http_request_seconds", "Time to answer.", ["route", "method"], registry=self.registry
+        )
+        self.inferences = Counter(
+            "patchbay_inferences", "Inference requests by model and path.", ["model", "path"], registry=self.registry
+        )
+        self.upload_bytes = Counter("patchbay_upload_bytes", "Bytes of accepted uploads.", registry=self.registry)
+        self._gauge("patchbay_resident_bytes", "Bytes of the resident base.", lambda: engine.backbone.num_bytes)
+        for name, pool in (("delta", engine.deltas), ("plan", engine.plans)):
+            self._gauge(f"patchbay_{name}_cache_bytes", f"Bytes of cached {name}s.", lambda p=pool: p.num_bytes)
+            self._gauge(f"patchbay_{name}_cache_entries", f"Cached {name}s.", lambda p=pool: len(p))
+            self._gauge(f"patchbay_{name}_cache_hits", f"Requests that found their {name}.", lambda p=pool: p.hits)
+            self._gauge(f"patchbay_{name}_cache_misses", "Requests that had to make it.", lambda p=pool: p.misses)
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str, read: object) -> None:
+        Gauge(name, text, registry=self.registry).set_function(read)  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""What surrounds every request: a bound on its body, a count and a time. Plain ASGI; knows no route by name but
+uploads.
+
+Uploads bound themselves while they stream; every other body is JSON and small.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from patchbay_server.errors import error_body
+from patchbay_server.metrics import Metrics
+
+UPLOAD = ("POST", "/v1/deltas")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """413 for a body over `max_bytes`, by its Content-Length before reading and by counting while it streams."""
+
+    app: ASGIApp
+    max_bytes: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"].rstrip("/")) == UPLOAD:
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            await JSONResponse(error_body(self._message(), 413, "body_too_large"), 413)(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_bytes:
+                raise HTTPException(413, self._message())
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _message(self) -> str:
+        return f"the request body is over {self.max_bytes} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Counts and times requests by route template, so that names in paths do not become labels."""
+
+    app: ASGIApp
+    metrics: Metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.requests.labels(route, scope["method"], str(status)).inc()
+            self.metrics.seconds.labels(route, scope["method"]).observe(time.perf_counter() - started)

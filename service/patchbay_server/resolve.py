@@ -1,0 +1,130 @@
+"""From what a request names to what the engine runs: names -> digests, an expression or a patch -> a canonical recipe.
+
+Names are resolved once per request; after that only digests count, so a rollback never changes a request under way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from patchbay.errors import InvalidRecipe, NotFound
+from patchbay.merge import CanonicalRecipe, Recipe, find_method, parse
+from patchbay.store.base import DeltaRecord
+from patchbay.store.hub import Hub
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """One term's delta as it was found: the answer says so, and metrics and heads use the name."""
+
+    term: str  # as written: `math` or `math@3`
+    name: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """`recipe` and `canonical` are None for the base itself. `label` is what metrics may show."""
+
+    label: str
+    recipe: Recipe | None
+    canonical: CanonicalRecipe | None
+    pinned: tuple[Pinned, ...]
+    head: str | None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Digest -> the term as written."""
+        return {pin.digest: pin.term for pin in self.pinned}
+
+    def describe(self, path: str) -> dict[str, Any]:
+        """The `patchbay` object of a response."""
+        weights = {term.delta: term.weight for term in self.recipe.terms} if self.recipe else {}
+        deltas = [
+            {"name": pin.name, "version": pin.version, "digest": pin.digest, "weight": weights[pin.term]}
+            for pin in self.pinned
+        ]
+        return {"path": path, "deltas": deltas, "recipe": self.recipe.describe() if self.recipe else None}
+
+
+def resolve(
+    hub: Hub, tenant: str, base: str, model: str, patch: Recipe | None = None, head: str | None = None
+) -> Resolved:
+    """What `model` (with `patch` and `head` beside it) means now.
+
+    Raises NotFound (with close names), InvalidExpression, InvalidRecipe, UnknownMethod.
+    """
+    if model in (base, BASE):
+        if patch is None:
+            return Resolved(BASE, None, None, (), _written_head(head, None))
+        return _pin(hub, tenant, patch, head, label="merge")
+    if patch is not None:
+        raise InvalidRecipe(f"'patch' goes with the base as model, not with {model!r}", param="model")
+    saved = _saved_merge(hub, tenant, model)
+    if saved is not None:
+        return _from_saved(hub, tenant, model, saved, head)
+    recipe = parse(model)
+    return _pin(hub, tenant, recipe, head, label=recipe.terms[0].name if _is_plain(recipe) else "merge")
+
+
+def pin_recipe(hub: Hub, tenant: str, recipe: Recipe, *, follow: bool) -> tuple[str, Resolved]:
+    """The JSON that a saved merge stores, and what it means now."""
+    resolved = _pin(hub, tenant, recipe, None, label="merge")
+    pins = {p.term: {"name": p.name, "version": p.version, "digest": p.digest} for p in resolved.pinned}
+    return json.dumps({"recipe": recipe.model_dump(mode="json"), "follow": follow, "pins": pins}), resolved
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    return len(recipe.terms) == 1 and recipe.method == "task_arithmetic"
+
+
+def _saved_merge(hub: Hub, tenant: str, name: str) -> Mapping[str, Any] | None:
+    try:
+        stored: dict[str, Any] = json.loads(hub.catalog.get_merge(tenant, name).recipe)
+        return stored
+    except NotFound:
+        return None
+
+
+def _from_saved(hub: Hub, tenant: str, name: str, saved: Mapping[str, Any], head: str | None) -> Resolved:
+    recipe = Recipe.model_validate(saved["recipe"])
+    if saved["follow"]:
+        return _pin(hub, tenant, recipe, head, label=name)
+    pinned = [Pinned(term, pin["name"], pin["version"], pin["digest"]) for term, pin in saved["pins"].items()]
+    return _canonical(recipe, pinned, head, label=name)
+
+
+def _pin(hub: Hub, tenant: str, recipe: Recipe, head: str | None, *, label: str) -> Resolved:
+    pinned = []
+    for term in recipe.terms:
+        record = _find(hub, tenant, term.name, term.version)
+        pinned.append(Pinned(term.delta, record.name, record.version, record.digest))
+    return _canonical(recipe, pinned, head, label=label)
+
+
+def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
+    return hub.catalog.get_delta(tenant, name, version)
+
+
+def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
+    method = find_method(recipe.method)
+    method.check_params(recipe.params)
+    digests = {pin.term: pin.digest for pin in pinned}
+    canonical = recipe.canonical(digests, method.symmetric, method.defaults)
+    return Resolved(label, recipe, canonical, tuple(pinned), _written_head(head, recipe))
+
+
+def _written_head(asked: str | None, recipe: Recipe | None) -> str | None:
+    """The head as a term is written. A bare name stands for the term of that name, whatever its version."""
+    inside = recipe.head if recipe else None
+    if asked is not None and inside is not None and asked != inside:
+        raise InvalidRecipe(f"the request asks for head {asked!r} and its recipe for {inside!r}", param="head")
+    wanted = asked if asked is not None else inside
+    terms = [term for term in recipe.terms if wanted in (term.delta, term.name)] if recipe and wanted else []
+    return terms[0].delta if len(terms) == 1 else wanted

@@ -1,0 +1,139 @@
+"""Uploading, listing, switching and deleting deltas. Every upload under a name is a new version of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+from starlette.requests import ClientDisconnect
+
+from patchbay.delta import DeltaFile, read_delta
+from patchbay.engine.engine import Engine
+from patchbay.errors import DeltaTooLarge, NotFound
+from patchbay.store.base import DeltaRecord
+from patchbay.store.hub import Upload
+from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
+from patchbay_server.schemas import CurrentRequest
+
+router = APIRouter(prefix="/v1/deltas", tags=["deltas"])
+# Checking decodes the whole delta: two at a time bound the memory that uploads can take.
+_checks = anyio.CapacityLimiter(2)
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@router.post("", status_code=201, responses={200: {"description": "These bytes are already a version of this name."}})
+async def upload_delta(
+    request: Request,
+    response: Response,
+    engine: EngineDep,
+    hub: HubDep,
+    metrics: MetricsDep,
+    settings: SettingsDep,
+    tenant: TenantDep,
+    name: Annotated[str, Query(max_length=200)],
+    activate: bool = True,
+) -> dict[str, Any]:
+    """The raw bytes of a delta file as body. Checked as a whole before anything of it becomes visible."""
+    hub.check_name(name)
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > settings.max_upload_bytes:
+        raise DeltaTooLarge(f"the upload is over {settings.max_upload_bytes} bytes", param="file")
+    with hub.begin_upload(settings.max_upload_bytes) as upload:
+        try:
+            async for chunk in request.stream():
+                upload.write(chunk)
+        except ClientDisconnect:
+            return {}  # nobody is left to answer; leaving the context removes the partial file
+        summary = await anyio.to_thread.run_sync(_check, engine, upload, limiter=_checks)
+        record, created = await anyio.to_thread.run_sync(hub.commit, upload, tenant, name, summary, activate)
+    metrics.upload_bytes.inc(record.size if created else 0)
+    response.status_code = 201 if created else 200
+    return to_json(record)
+
+
+@router.get("")
+def list_deltas(hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """The current version of every delta, by name."""
+    return {"data": [to_json(record) for record in hub.catalog.list_deltas(tenant)]}
+
+
+@router.get("/{delta}")
+def get_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """One delta, `name` (its current version) or `name@version`, with all its versions."""
+    name, version = _split(delta)
+    record = hub.catalog.get_delta(tenant, name, version)
+    versions = [to_json(other) for other in hub.catalog.list_versions(tenant, name)]
+    return to_json(record) | {"versions": versions}
+
+
+@router.get("/{delta}/file")
+def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
+    """The bytes that were uploaded."""
+    record = hub.catalog.get_delta(tenant, *_split(delta))
+    return FileResponse(
+        hub.open_blob(record.digest),
+        media_type="application/octet-stream",
+        filename=f"{record.name}-{record.version}.safetensors",
+        headers={"ETag": f'"{record.digest}"'},
+    )
+
+
+@router.put("/{name}/current")
+def set_current(name: str, body: CurrentRequest, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """Makes a version the one that the bare name means: roll-out and rollback."""
+    return to_json(hub.catalog.set_current(tenant, name, body.version, body.expected))
+
+
+@router.delete("/{delta}")
+def delete_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """Deletes a version, or all of them with the bare name. Requests under way and saved merges keep their digests."""
+    deleted = hub.catalog.delete_delta(tenant, *_split(delta))
+    return {"deleted": [to_json(record) for record in deleted]}
+
+
+def to_json(record: DeltaRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "version": record.version,
+        "current": record.current,
+        "digest": record.digest,
+        "size": record.size,
+        "created_at": record.created_at,
+        "summary": json.loads(record.summary),
+    }
+
+
+def _split(delta: str) -> tuple[str, int | None]:
+    name, at, version = delta.partition("@")
+    if not at:
+        return name, None
+    if not _VERSION.fullmatch(version):
+        raise NotFound(f"{version!r} is no version number of delta {name!r}", param="version")
+    return name, int(version)
+
+
+def _check(engine: Engine, upload: Upload) -> str:
+    """Everything that can be wrong with the file is found here; then what the catalog shows of it."""
+    upload.finish()
+    backbone = engine.backbone
+    read_delta(upload.path, backbone.specs, backbone.fingerprint)
+    return json.dumps(_summary(DeltaFile.open(upload.path), backbone.num_parameters))
+
+
+def _summary(file: DeltaFile, num_parameters: int) -> dict[str, Any]:
+    manifest = file.manifest
+    return {
+        "method": manifest.compression.method,
+        "density": manifest.compression.density,
+        "bits_per_parameter": 8 * file.num_bytes / num_parameters,
+        "ratio": manifest.provenance.original_bytes / file.num_bytes,
+        "relative_error": manifest.statistics.relative_error,
+        "labels": manifest.labels,
+        "own_head": any(entry.kind == "added" for entry in manifest.tensors.values()),
+        "finetuned": manifest.provenance.finetuned,
+    }

@@ -1,0 +1,38 @@
+"""Embeddings in OpenAI's shape."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import torch
+from fastapi import APIRouter
+
+from patchbay_server.deps import EngineDep, ResolverDep
+from patchbay_server.errors import UnsupportedParameter
+from patchbay_server.routes.items import check_path, to_inputs
+from patchbay_server.schemas import EmbeddingsRequest
+
+router = APIRouter(prefix="/v1/embeddings", tags=["inference"])
+
+
+@router.post("")
+def create_embeddings(body: EmbeddingsRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
+    """One unit vector an input: fp32 numbers, or their little-endian bytes in base64."""
+    check_path(body)
+    if body.dimensions is not None:
+        raise UnsupportedParameter("'dimensions' is not supported: vectors have the model's width", param="dimensions")
+    resolved, path = resolver(body.model, body.patch, body.head)
+    embedded = engine.embed(resolved.canonical, to_inputs(body.input))
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encode(row, body.encoding_format)}
+        for index, row in enumerate(embedded.vectors)
+    ]
+    usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
+    return {"object": "list", "model": body.model, "data": data, "usage": usage, "patchbay": resolved.describe(path)}
+
+
+def _encode(row: torch.Tensor, encoding: str) -> list[float] | str:
+    if encoding == "float":
+        return row.tolist()
+    return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode()

@@ -1,0 +1,38 @@
+"""Is the process alive, can it answer, and how is it doing."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Response
+
+from patchbay.errors import StoreUnavailable
+from patchbay_server.deps import HubDep, MetricsDep
+
+router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
+# Its own thread: a probe must not wait behind the requests that fill the common pool.
+_probe_threads = anyio.CapacityLimiter(2)
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process runs; asks nothing else."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(hub: HubDep) -> dict[str, str]:
+    """The base is loaded and the catalog answers within two seconds; 503 otherwise."""
+    try:
+        with anyio.fail_after(2):
+            await anyio.to_thread.run_sync(hub.catalog.ping, limiter=_probe_threads, abandon_on_cancel=True)
+    except TimeoutError as error:
+        raise StoreUnavailable("the catalog does not answer within two seconds") from error
+    return {"status": "ready", "path": "patched"}
+
+
+@metrics_router.get("/metrics")
+def metrics(metrics: MetricsDep) -> Response:
+    """Prometheus' text format."""
+    return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,43 @@
+"""Everything that `model` can name, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from patchbay.errors import NotFound
+from patchbay_server.deps import EngineDep, HubDep, TenantDep
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("")
+def list_models(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """The base, then deltas and saved merges by name."""
+    base = engine.backbone.name
+    data = [_model(base, 0, None, "base")]
+    data += [_model(r.name, r.created_at, base, "delta") for r in hub.catalog.list_deltas(tenant)]
+    data += [_model(r.name, r.created_at, base, "merge") for r in hub.catalog.list_merges(tenant)]
+    return {"object": "list", "data": data}
+
+
+@router.get("/{name:path}")
+def get_model(name: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """One model by its name; expressions are not listed."""
+    models = {model["id"]: model for model in list_models(engine, hub, tenant)["data"]}
+    if name not in models:
+        raise NotFound.named("model", name, models, param="model")
+    found: dict[str, Any] = models[name]
+    return found
+
+
+def _model(name: str, created: float, parent: str | None, kind: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "patchbay",
+        "parent": parent,
+        "kind": kind,
+    }

@@ -1,0 +1,89 @@
+"""Bodies of requests, as pydantic models: strict about unknown fields and about numbers that are not finite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from patchbay.merge import Recipe
+
+MAX_INPUTS = 2048
+ModelName = Annotated[str, Field(min_length=1, max_length=2000)]
+HeadName = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageItem(Body):
+    """A PNG or JPEG, base64."""
+
+    image: str
+
+
+class ArrayItem(Body):
+    """One input exactly as the model takes it: nested lists of numbers."""
+
+    array: list[Any]
+
+
+Item = str | ImageItem | ArrayItem
+
+
+class ModelRequest(Body):
+    """`model` names the base, a delta, a saved merge or an expression; `patch` is a recipe in full, with the base as
+    model.
+    """
+
+    model: ModelName
+    patch: Recipe | None = None
+    head: HeadName | None = None
+    path: Literal["patched", "decoupled"] | None = None
+
+
+class ClassifyRequest(ModelRequest):
+    input: Item | Annotated[list[Item], Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class EmbeddingsRequest(ModelRequest):
+    input: Item | Annotated[list[Item], Field(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+class CompletionsRequest(ModelRequest):
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 16
+    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    user: str | None = None
+    # OpenAI's fields that this server knows and does not act on yet: only their neutral values are accepted.
+    stream: bool = False
+    n: int = 1
+    best_of: int = 1
+    echo: bool = False
+    logprobs: int | None = None
+    suffix: str | None = None
+    presence_penalty: FiniteFloat = 0.0
+    frequency_penalty: FiniteFloat = 0.0
+    logit_bias: dict[str, FiniteFloat] | None = None
+
+
+class MergeRequest(Body):
+    """`recipe` in full or as an expression. `follow` tracks the deltas' current versions instead of pinning digests."""
+
+    name: str
+    recipe: Recipe | ModelName
+    follow: bool = False
+
+
+class CurrentRequest(Body):
+    """`expected` makes it a compare-and-set on the version that is current now."""
+
+    version: Annotated[int, Field(ge=1)]
+    expected: Annotated[int, Field(ge=1)] | None = None

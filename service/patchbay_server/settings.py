@@ -1,0 +1,52 @@
+"""What the operator decides, from options or from `PATCHBAY_*` environment variables. Read once, at start."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every field is an environment variable too: `api_key` is `PATCHBAY_API_KEY`."""
+
+    model_config = SettingsConfigDict(env_prefix="PATCHBAY_", frozen=True)
+
+    base: str = Field(description="Folder or hub id of the base model.")
+    task: str | None = Field(default=None, description="What to serve; detected from the config when absent.")
+    dtype: str = Field(default="auto", description="auto (as stored), bf16 or fp32.")
+    device: str = Field(default="auto", description="auto, cpu or cuda.")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8321, ge=0, le=65535)
+    store: Path = Field(default=Path("patchbay-store"), description="Folder for blobs and the embedded catalog.")
+    store_url: str | None = Field(
+        default=None, description="sqlite:///... or redis://...; the embedded catalog by default."
+    )
+    api_key: SecretStr | None = Field(default=None, description="Bearer key that every /v1 request must carry.")
+    max_upload_bytes: int = Field(default=8 << 30, gt=0)
+    max_body_bytes: int = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
+    delta_cache_bytes: int = Field(default=4 << 30, ge=0, description="Decoded deltas kept in memory.")
+
+    @model_validator(mode="after")
+    def _closed_to_the_world_without_a_key(self) -> Self:
+        if self.api_key is not None and len(self.api_key.get_secret_value()) < 16:
+            raise ValueError("PATCHBAY_API_KEY is shorter than 16 characters: choose a longer one")
+        if self.api_key is None and not _is_loopback(self.host):
+            raise ValueError(f"refusing to listen on {self.host} without PATCHBAY_API_KEY: set one, or use 127.0.0.1")
+        return self
+
+    @property
+    def catalog_url(self) -> str:
+        return self.store_url or f"sqlite:///{self.store.absolute() / 'catalog.db'}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
