@@ -91,6 +91,14 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal dtype, shape and bits: -0.0 differs from 0.0, and a NaN is equal to itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    views = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(*views)
+
+
 def tensor_sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 
@@ -139,7 +147,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if pickles:
         raise UnsupportedBackbone(
             f"{folder} holds its weights as {pickles[0]}, which can carry code and is never opened: "
-            "save the model with save_pretrained(..., safe_serialization=True)",
+            "load it once where you trust it and save_pretrained it as safetensors",
             param="base",
         )
     raise UnsupportedBackbone(f"{folder} has neither model.safetensors nor {INDEX}", param="base")

@@ -16,7 +16,7 @@ import torch
 
 from patchbay.architecture import Architecture, TensorSpec
 from patchbay.backbone import labels_of
-from patchbay.checkpoint import Checkpoint, raw_bytes
+from patchbay.checkpoint import Checkpoint, same_bits
 from patchbay.errors import FinetuneMismatch
 
 Progress = Callable[[int, int, str], None]
@@ -131,7 +131,7 @@ def _open(source: str | Path | Checkpoint) -> Checkpoint:
 
 def _check_copies(checkpoint: Checkpoint, arch: Architecture) -> None:
     for copy, name in arch.copies.items():
-        if raw_bytes(checkpoint.read(copy)) != raw_bytes(checkpoint.read(name)):
+        if not same_bits(checkpoint.read(copy), checkpoint.read(name)):
             raise FinetuneMismatch(
                 f"the config of {checkpoint.folder.name} ties {copy!r} to {name!r}, but they are stored with different "
                 "values: set tie_word_embeddings to false",
@@ -191,7 +191,7 @@ def _compare(
         if on_progress:
             on_progress(done, len(pairs), name)
         before, after = old.read(name), new.read(other)
-        if before.dtype == after.dtype and raw_bytes(before) == raw_bytes(after):
+        if same_bits(before, after):
             continue
         (changed if before.is_floating_point() else copied).append(name)
     return tuple(changed), copied

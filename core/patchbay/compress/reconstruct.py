@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -36,9 +37,14 @@ def reconstruct(delta_path: Path, base: str | Path, out: Path, on_progress: Prog
     file = DeltaFile.open(delta_path)
     file.check_payload()
     delta = file.load(architecture.specs, checkpoint.fingerprint, finite=False)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_shards(out, _tensors(checkpoint, architecture.copies, delta, on_progress))
-    _write_companions(checkpoint, delta, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A folder under the name that was asked for is a whole model: it is written beside and renamed.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        unfinished = Path(beside) / "model"
+        unfinished.mkdir()
+        _write_shards(unfinished, _tensors(checkpoint, architecture.copies, delta, on_progress))
+        _write_companions(checkpoint, delta, unfinished)
+        unfinished.replace(out)
 
 
 def apply_delta(delta: Delta, name: str, base: torch.Tensor) -> torch.Tensor:

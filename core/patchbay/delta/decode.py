@@ -28,7 +28,7 @@ def check_fits(manifest: Manifest, specs: Mapping[str, TensorSpec], fingerprint:
     if manifest.base.fingerprint != fingerprint:
         raise WrongBase(
             f"the delta was made for base {manifest.base.name!r} ({manifest.base.fingerprint[:19]}...), "
-            f"the server holds {fingerprint[:19]}...",
+            f"this base is {fingerprint[:19]}...",
             param="base.fingerprint",
         )
     for name, entry in manifest.tensors.items():

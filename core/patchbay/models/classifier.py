@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from patchbay.errors import UnsupportedTask
+from patchbay.errors import NonFiniteValue, UnsupportedTask
 from patchbay.models.heads import HeadModel
-from patchbay.models.inputs import Batch
-
-MAX_BATCH = 64
+from patchbay.models.inputs import MAX_BATCH, Batch, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +21,16 @@ class Classification:
 
 @torch.inference_mode()
 def classify(head: HeadModel, batch: Batch) -> list[Classification]:
-    """softmax(logits) in fp32; sigmoid for a multi-label head. Raises UnsupportedTask for a regression head."""
+    """softmax(logits) in fp32; sigmoid for a multi-label head.
+
+    Raises UnsupportedTask for a regression head, NonFiniteValue where the weights drive the logits out of range.
+    """
     config = head.model.config
     if config.num_labels == 1 or config.problem_type == "regression":
         raise UnsupportedTask("this head is a regression, not a classifier", param="model")
-    size = len(next(iter(batch.values())))
-    parts = [{name: tensor[i : i + MAX_BATCH] for name, tensor in batch.items()} for i in range(0, size, MAX_BATCH)]
-    logits = torch.cat([head.model(**part).logits.float() for part in parts])
+    logits = torch.cat([head.model(**part).logits.float() for part in parts(batch, MAX_BATCH)])
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteValue("the model's output is not finite under this recipe: use smaller weights", param="model")
     multi_label = config.problem_type == "multi_label_classification"
     probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=-1)
     return [

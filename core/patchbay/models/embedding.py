@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from patchbay.backbone import Backbone
-from patchbay.models.inputs import Batch
+from patchbay.errors import NonFiniteValue
+from patchbay.models.inputs import MAX_BATCH, Batch, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,20 @@ def embed(backbone: Backbone, batch: Batch) -> Embedded:
     """The embeddings of one batch.
 
     Text is pooled as sentence-transformers does by default: the mean of the last hidden states under the attention
-    mask.
+    mask. Raises NonFiniteValue where the weights drive the output out of range.
     """
+    pooled = torch.cat([_pooled(backbone, part) for part in parts(batch, MAX_BATCH)])
+    if not bool(torch.isfinite(pooled).all()):
+        raise NonFiniteValue("the model's output is not finite under this recipe: use smaller weights", param="model")
+    num_tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
+    return Embedded(torch.nn.functional.normalize(pooled, dim=-1).cpu(), num_tokens)
+
+
+def _pooled(backbone: Backbone, batch: Batch) -> torch.Tensor:
     output = backbone.model(**batch)
     if "attention_mask" in batch:
         mask = batch["attention_mask"].unsqueeze(-1).float()
-        pooled = (output.last_hidden_state.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
-    elif getattr(output, "pooler_output", None) is not None:
-        pooled = output.pooler_output.float()
-    else:
-        pooled = output.last_hidden_state[:, 0].float()
-    num_tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
-    return Embedded(torch.nn.functional.normalize(pooled, dim=-1).cpu(), num_tokens)
+        summed: torch.Tensor = (output.last_hidden_state.float() * mask).sum(1)
+        return summed / mask.sum(1).clamp(min=1)
+    pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
+    return (output.last_hidden_state[:, 0] if pooled is None else pooled).float()

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
-from patchbay.errors import InputError
+from patchbay.errors import InputError, NonFiniteValue
+from patchbay.models.inputs import vocabulary_of
+
+# Below it logits divided by the temperature overflow fp32; sampling is greedy long before.
+MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +51,17 @@ def complete(
     ids = _prompt_ids(backbone, tokenizer, prompt, params)
     tokens = torch.tensor([ids], device=backbone.device)
     config = _generation_config(backbone, tokenizer, params)
-    with torch.random.fork_rng(devices=[] if backbone.device.type == "cpu" else [backbone.device]):
-        if params.seed is not None:
-            torch.manual_seed(params.seed)
-        output = backbone.model.generate(  # type: ignore[operator]
-            tokens, attention_mask=torch.ones_like(tokens), generation_config=config, tokenizer=tokenizer
-        )
     skipped = len(ids) if backbone.task is Task.CAUSAL_LM else 1  # the decoder's start token
+    with torch.random.fork_rng(devices=[] if backbone.device.type == "cpu" else [backbone.device]):
+        # Without a seed too: the state that fork_rng puts back would make every unseeded request the same.
+        torch.manual_seed(params.seed if params.seed is not None else secrets.randbits(63))
+        output = backbone.model.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
+            stopping_criteria=StoppingCriteriaList([_StopAt(tokenizer, params.stop, skipped)]),
+        )
     new = output[0, skipped:].tolist()
     text = str(tokenizer.decode(new, skip_special_tokens=True))
     cut = min((text.find(stop) for stop in params.stop if stop in text), default=-1)
@@ -53,11 +69,38 @@ def complete(
     return Completion(text[:cut] if cut >= 0 else text, "stop" if stopped else "length", len(ids), len(new))
 
 
+class _RefuseNonFinite(LogitsProcessor):
+    """Weights that a recipe drove out of range would otherwise give any token at all. -inf is how a model masks."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if bool((scores.isnan() | scores.isposinf()).any()):
+            raise NonFiniteValue(
+                "the model's output is not finite under this recipe: use smaller weights", param="model"
+            )
+        return scores
+
+
+class _StopAt(StoppingCriteria):
+    """Stops once the new text holds a stop string. Looks at the text: transformers' own criterion reads the vocabulary
+    and fails on tokenizers of whole words.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], skipped: int) -> None:
+        self.tokenizer, self.stop, self.skipped = tokenizer, stop, skipped
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **more: object) -> torch.BoolTensor:
+        found = False
+        if self.stop:
+            text = str(self.tokenizer.decode(input_ids[0, self.skipped :], skip_special_tokens=True))
+            found = any(stop in text for stop in self.stop)
+        return torch.BoolTensor([found]).to(input_ids.device)  # type: ignore[return-value]
+
+
 def _prompt_ids(
     backbone: Backbone, tokenizer: PreTrainedTokenizerBase, prompt: str | list[int], params: SamplingParams
 ) -> list[int]:
     ids: list[int] = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-    vocabulary = _vocabulary(backbone)
+    vocabulary = vocabulary_of(backbone)
     if not ids:
         raise InputError("the prompt has no tokens", param="prompt")
     if min(ids) < 0 or max(ids) >= vocabulary:
@@ -75,7 +118,7 @@ def _prompt_ids(
 def _generation_config(
     backbone: Backbone, tokenizer: PreTrainedTokenizerBase, params: SamplingParams
 ) -> GenerationConfig:
-    greedy = params.temperature == 0
+    greedy = params.temperature < MIN_TEMPERATURE
     sampling = {} if greedy else {"temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
     start = getattr(backbone.architecture.config, "decoder_start_token_id", None)
     return GenerationConfig(  # type: ignore[no-untyped-call]
@@ -84,7 +127,6 @@ def _generation_config(
         eos_token_id=sorted(_ends(backbone, tokenizer)) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         decoder_start_token_id=start,
-        stop_strings=list(params.stop) or None,
         **sampling,
     )
 
@@ -95,10 +137,4 @@ def _ends(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     if known is None:
         known = tokenizer.eos_token_id
     ends = {known} if isinstance(known, int) else set(known or ())
-    return {end for end in ends if end < _vocabulary(backbone)}
-
-
-def _vocabulary(backbone: Backbone) -> int:
-    embedding = backbone.model.get_input_embeddings()
-    assert isinstance(embedding, torch.nn.Embedding), "a language model embeds tokens"
-    return embedding.num_embeddings
+    return {end for end in ends if end < vocabulary_of(backbone)}

@@ -18,6 +18,9 @@ from patchbay.delta import Delta
 from patchbay.errors import AmbiguousHead, MalformedDelta
 
 CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
+# What a delta's config may say about the model that is built for its head. Everything else is the base's: the file came
+# from outside, and a config can ask for a million layers or for code from elsewhere.
+HEAD_CONFIG = frozenset({"architectures", "id2label", "label2id", "problem_type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,10 @@ def choose_head(backbone: Backbone, deltas: Mapping[str, Delta], asked: str | No
     is no term.
     """
     if asked is not None and asked not in deltas:
-        raise AmbiguousHead(f"head {asked!r} is not among the terms: {', '.join(deltas) or 'none'}", param="head")
-    owners = [name for name, delta in deltas.items() if delta.added]
+        raise AmbiguousHead(
+            f"head {asked!r} is not among the terms: {', '.join(sorted(deltas)) or 'none'}", param="head"
+        )
+    owners = sorted(name for name, delta in deltas.items() if delta.added)
     if asked is not None:
         owners = [asked] if asked in owners else []
     if len(owners) > 1:
@@ -61,20 +66,39 @@ def base_head(backbone: Backbone) -> HeadModel:
 
 def delta_head(backbone: Backbone, delta: Delta) -> HeadModel:
     """The fine-tune's head on the resident encoder. Raises MalformedDelta where its tensors do not make up a head."""
-    base = backbone.architecture.config
-    changes = delta.manifest.config
-    task = detect_task({"architectures": changes.get("architectures") or base.architectures})
-    if task not in CLASSIFIERS:
-        raise MalformedDelta("the delta adds tensors, but its config names no classifier", param="config.architectures")
-    config = type(base).from_dict({**base.to_dict(), **changes})
-    with torch.device("meta"):
-        model: PreTrainedModel = AUTO_CLASS[task].from_config(config, trust_remote_code=False)
+    model = _empty_classifier(backbone, delta)
     _join(model, backbone, delta)
-    labels = labels_of(config.to_dict())
-    if labels is None or len(labels) != config.num_labels:
+    labels = labels_of(model.config.to_dict())
+    if labels is None or len(labels) != model.config.num_labels:
         raise MalformedDelta("the delta's labels do not match its head", param="labels")
     model.train(False)
     return HeadModel(model.requires_grad_(False), labels)
+
+
+def check_head(backbone: Backbone, delta: Delta) -> None:
+    """What `delta_head` would raise, when the delta is uploaded instead of when somebody asks."""
+    if delta.added and backbone.task in (*CLASSIFIERS, Task.EMBEDDING):
+        delta_head(backbone, delta)
+
+
+def _empty_classifier(backbone: Backbone, delta: Delta) -> PreTrainedModel:
+    """Of the base's architecture, with the delta's labels, on the meta device."""
+    base = backbone.architecture.config.to_dict()
+    changes = {key: value for key, value in delta.manifest.config.items() if key in HEAD_CONFIG}
+    try:
+        task = detect_task({**base, **changes})
+        config = type(backbone.architecture.config).from_dict({**base, **changes})
+        if task in CLASSIFIERS:
+            # A dtype other than torch's default would become the default of all threads while the model is built.
+            with torch.device("meta"):
+                model: PreTrainedModel = AUTO_CLASS[task].from_config(
+                    config, dtype=torch.float32, trust_remote_code=False
+                )
+            return model
+    except Exception as error:  # whatever a config's values provoke in transformers
+        reason = str(error).partition("\n")[0][:200]
+        raise MalformedDelta(f"the delta's config describes no head: {reason}", param="config") from error
+    raise MalformedDelta("the delta adds tensors, but its config names no classifier", param="config.architectures")
 
 
 def _join(model: PreTrainedModel, backbone: Backbone, delta: Delta) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from patchbay.delta.manifest import Token
 from patchbay.errors import InputError, InvalidRecipe
 
 MAX_PIXELS = 1 << 26
+MAX_BATCH = 64  # inputs of one forward pass: bounds its activations
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
 
@@ -42,12 +43,20 @@ Input = str | ImageInput | ArrayInput
 Batch = dict[str, torch.Tensor]
 
 
+def parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch cut into batches of at most `size` inputs."""
+    total = len(next(iter(batch.values())))
+    for start in range(0, total, size):
+        yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+
+
 class Inputs:
     """Reads inputs for one backbone: its tokenizer and image processor, where its folder has them."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.tokenizer = _tokenizer(backbone)
+        self._takes_text = backbone.model.main_input_name == "input_ids"
         self._images = _image_processor(backbone)
 
     def batch(self, inputs: Sequence[Input], tokens: Iterable[Token] = ()) -> Batch:
@@ -57,10 +66,14 @@ class Inputs:
         """
         if not inputs:
             raise InputError("input is empty: send at least one", param="input")
-        if all(isinstance(item, str) for item in inputs):
-            batch = self._text([item for item in inputs if isinstance(item, str)], tokens)
-        elif any(isinstance(item, str) for item in inputs):
+        is_text = [isinstance(item, str) for item in inputs]
+        if any(is_text) and not all(is_text):
             raise InputError("texts and images cannot be mixed in one request", param="input")
+        if is_text[0] != self._takes_text:
+            wanted = "texts" if self._takes_text else "images or arrays"
+            raise InputError(f"{self.backbone.name} takes {wanted}", param="input")
+        if self._takes_text:
+            batch = self._text([item for item in inputs if isinstance(item, str)], tokens)
         else:
             batch = {"pixel_values": self._pixels([item for item in inputs if not isinstance(item, str)])}
         return {name: tensor.to(self.backbone.device) for name, tensor in batch.items()}
@@ -86,8 +99,12 @@ class Inputs:
         tokenizer = self.tokenizer_with(tokens)
         limit = _max_length(self.backbone, tokenizer)
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        if encoded["input_ids"].shape[1] == 0:
-            raise InputError("input has no tokens", param="input")
+        for index, mask in enumerate(encoded.get("attention_mask", encoded["input_ids"] >= 0)):
+            if not bool(mask.any()):
+                raise InputError(f"input {index} has no tokens", param="input")
+        vocabulary = vocabulary_of(self.backbone)
+        if int(encoded["input_ids"].max()) >= vocabulary:
+            raise InputError(f"input has a token outside the model's vocabulary of {vocabulary}", param="input")
         return dict(encoded)
 
     def _pixels(self, items: list[ImageInput | ArrayInput]) -> torch.Tensor:
@@ -102,10 +119,14 @@ class Inputs:
     def _one(self, index: int, item: ImageInput | ArrayInput) -> torch.Tensor:
         wanted = _image_shape(self.backbone)
         tensor = self._image(index, item.data) if isinstance(item, ImageInput) else _array(index, item.array)
-        if wanted and tuple(tensor.shape) != wanted:
-            raise InputError(
-                f"input {index} has shape {list(tensor.shape)}, the model takes {list(wanted)}", param="input"
-            )
+        have = tuple(tensor.shape)
+        if (
+            len(have) != 3
+            or 0 in have
+            or any(want not in (None, size) for want, size in zip(wanted, have, strict=True))
+        ):
+            sizes = ", ".join("any" if want is None else str(want) for want in wanted)
+            raise InputError(f"input {index} has shape {list(have)}, the model takes [{sizes}]", param="input")
         return tensor
 
     def _image(self, index: int, data: bytes) -> torch.Tensor:
@@ -115,6 +136,13 @@ class Inputs:
         processed = self._images(images=[pixels], input_data_format="channels_first", return_tensors="pt")
         values: torch.Tensor = processed["pixel_values"][0]
         return values
+
+
+def vocabulary_of(backbone: Backbone) -> int:
+    """How many tokens the model embeds; a tokenizer may know more."""
+    weight = backbone.model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor), "a language model embeds tokens"
+    return len(weight)
 
 
 def _tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase | None:
@@ -143,13 +171,12 @@ def _max_length(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> int |
     return min(known) if known else None
 
 
-def _image_shape(backbone: Backbone) -> tuple[int, int, int] | None:
+def _image_shape(backbone: Backbone) -> tuple[int | None, int | None, int | None]:
+    """[channels, height, width]; None where any size will do."""
     config: Mapping[str, Any] = backbone.architecture.config.to_dict()
-    if "image_size" not in config or "num_channels" not in config:
-        return None
-    size = config["image_size"]
+    size = config.get("image_size")
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    return config["num_channels"], height, width
+    return config.get("num_channels"), height, width
 
 
 def _decode_image(index: int, data: bytes, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -167,7 +194,7 @@ def _decode_image(index: int, data: bytes, channels: int) -> np.ndarray[Any, np.
 def _array(index: int, nested: Any) -> torch.Tensor:
     try:
         tensor = torch.tensor(nested, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(f"input {index} is no rectangular array of numbers: {error}", param="input") from error
     if not bool(torch.isfinite(tensor).all()):
         raise InputError(f"input {index} contains NaN or infinity", param="input")
