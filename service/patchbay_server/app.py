@@ -18,8 +18,16 @@ from patchbay_server.settings import Settings
 
 
 def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
-    """Every route of API.md. `/healthz` and `/readyz` are open; all others ask for the key, where there is one."""
-    app = FastAPI(title="Patchbay", version=patchbay.__version__, summary="Many fine-tunes on one resident model.")
+    """Every route of API.md. `/healthz`, `/readyz` and `/openapi.json` are open; all others ask for the key, where
+    there is one.
+    """
+    app = FastAPI(
+        title="Patchbay",
+        version=patchbay.__version__,
+        summary="Many fine-tunes on one resident model.",
+        docs_url=None,  # FastAPI's pages load their scripts from another site
+        redoc_url=None,
+    )
     app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
     app.state.metrics = metrics = Metrics(engine)
     errors.install(app)

@@ -6,8 +6,10 @@ The library's exceptions know no HTTP; this table is where they get their status
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +19,7 @@ from starlette.exceptions import HTTPException
 from patchbay import errors
 
 logger = logging.getLogger("patchbay_server")
+
 
 class Unauthorized(errors.PatchbayError):
     """No key, or not the right one."""
@@ -49,7 +52,12 @@ STATUS: Mapping[type, int] = {
     errors.PatchbayError: 500,
 }
 _TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
-_HTTP_CODES: Mapping[int, str] = {404: "unknown_route", 405: "method_not_allowed", 413: "body_too_large"}
+_HTTP_CODES: Mapping[int, str] = {
+    400: "invalid_request",
+    404: "unknown_route",
+    405: "method_not_allowed",
+    413: "body_too_large",
+}
 
 
 def status_of(error: errors.PatchbayError) -> int:
@@ -70,8 +78,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def _respond(message: str, status: int, code: str, param: str | None = None) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+def _respond(
+    message: str, status: int, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse(error_body(message, status, code, param), status, headers)
 
 
@@ -85,14 +96,33 @@ async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    return _respond(f"{place}: {first['msg']}", 422, "invalid_request", place)
+    worst = max(error.errors(), key=_tells)
+    if worst["type"] == "json_invalid":
+        return _respond(f"the body is not JSON: {worst['ctx']['error']}", 422, "invalid_request")
+    place = _place(worst["loc"])
+    return _respond(f"{place}: {worst['msg']}", 422, "invalid_request", place)
+
+
+def _tells(found: Mapping[str, Any]) -> tuple[bool, int, bool]:
+    """A value may be one of several things, and each complains. A bad value of the right type was meant so; else the
+    deepest complaint is about the one that was meant, and a wrong type says more than a field that another one has.
+    """
+    misfit = found["type"] in ("missing", "extra_forbidden")
+    wrong_type = found["type"].endswith("_type")
+    return not misfit and not wrong_type, len(found["loc"]), wrong_type
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """`input.0.image`: without pydantic's names for the members of a union, which are no fields."""
+    root, *path = map(str, location)
+    inside = [part for part in path[1:] if re.fullmatch("[0-9]+|[a-z][a-z0-9_]*", part)]
+    return ".".join([*path[:1], *inside]) or root
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _respond(str(error.detail), error.status_code, _HTTP_CODES.get(error.status_code, "http_error"))
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    return _respond(str(error.detail), error.status_code, code, headers=error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

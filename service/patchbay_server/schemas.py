@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt
 
 from patchbay.merge import Recipe
 
 MAX_INPUTS = 2048
+MAX_TEXT = 1 << 22
+# The bound also makes pydantic look at every character: half a surrogate pair is refused here, not by a tokenizer.
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 ModelName = Annotated[str, Field(min_length=1, max_length=2000)]
 HeadName = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -29,7 +33,9 @@ class ArrayItem(Body):
     array: list[Any]
 
 
-Item = str | ImageItem | ArrayItem
+Item = Text | ImageItem | ArrayItem
+Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+Prompts = Annotated[list[Text] | list[Tokens], Field(min_length=1, max_length=MAX_INPUTS)]
 
 
 class ModelRequest(Body):
@@ -55,11 +61,11 @@ class EmbeddingsRequest(ModelRequest):
 
 
 class CompletionsRequest(ModelRequest):
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Text | Tokens | Prompts
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 16
     temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     user: str | None = None
     # OpenAI's fields that this server knows and does not act on yet: only their neutral values are accepted.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
 from patchbay.engine.engine import Engine
+from patchbay.errors import DeltaError, NotFound, PatchbayError, StoreUnavailable
 from patchbay.merge import METHODS
 from patchbay.store.filesystem import FileBlobs
 from patchbay.store.hub import Hub
@@ -17,6 +20,12 @@ from patchbay_server.app import create_app
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.urls import open_catalog
+
+
+class CannotListen(PatchbayError):
+    """The host and port cannot be bound: taken, forbidden, or not this machine's."""
+
+    code = "cannot_listen"
 
 
 def open_hub(settings: Settings, base_name: str) -> Hub:
@@ -30,31 +39,48 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
     """An engine that takes its deltas from the store. Blobs were checked when they came, and are checked again."""
 
     def load(digest: str) -> Delta:
-        return read_delta(hub.open_blob(digest), backbone.specs, backbone.fingerprint)
+        try:
+            return read_delta(hub.open_blob(digest), backbone.specs, backbone.fingerprint)
+        except (DeltaError, NotFound) as error:  # the store's failure, not the caller's
+            raise StoreUnavailable(
+                f"the stored bytes of {digest} cannot be served: {error.message}; upload the same file again"
+            ) from error
 
     return Engine(backbone, load, delta_bytes=settings.delta_cache_bytes)
 
 
 def serve(settings: Settings) -> None:
-    """Blocks until SIGINT or SIGTERM. Raises BackboneError or StoreUnavailable before it listens."""
+    """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen or StoreUnavailable before it listens."""
+    listener = _bind(settings)
     backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
     hub = open_hub(settings, backbone.name)
     app = create_app(settings, open_engine(settings, backbone, hub), hub)
-    listener = _bind(settings)
     host, port = listener.getsockname()[:2]
     print(
         f"patchbay serves {backbone.name} ({backbone.task.value}) on http://{host}:{port}", file=sys.stderr, flush=True
     )
+    # uvicorn shuts down on SIGTERM and then raises it once more, which would kill the process before it has tidied up.
+    signal.signal(signal.SIGTERM, _ignore)
     try:
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
     finally:
         hub.close()
 
 
+def _ignore(number: int, frame: FrameType | None) -> None: ...
+
+
 def _bind(settings: Settings) -> socket.socket:
-    """Bound before the announcement, so that `--port 0` can be announced and a taken port is said plainly."""
+    """Bound before the base is loaded: a taken port is said at once, and `--port 0` can be announced."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((settings.host, settings.port))
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise CannotListen(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port",
+            param="port",
+        ) from error
     return listener

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Every field is an environment variable too: `api_key` is `PATCHBAY_API_KEY`."""
 
-    model_config = SettingsConfigDict(env_prefix="PATCHBAY_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PATCHBAY_", frozen=True, hide_input_in_errors=True)
 
     base: str = Field(description="Folder or hub id of the base model.")
     task: str | None = Field(default=None, description="What to serve; detected from the config when absent.")

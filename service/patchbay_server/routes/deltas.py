@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from patchbay.delta import DeltaFile, read_delta
 from patchbay.engine.engine import Engine
 from patchbay.errors import DeltaTooLarge, NotFound
+from patchbay.models.heads import check_head
 from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Upload
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
@@ -41,7 +42,7 @@ async def upload_delta(
     """The raw bytes of a delta file as body. Checked as a whole before anything of it becomes visible."""
     hub.check_name(name)
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > settings.max_upload_bytes:
+    if declared.isdecimal() and int(declared) > settings.max_upload_bytes:
         raise DeltaTooLarge(f"the upload is over {settings.max_upload_bytes} bytes", param="file")
     with hub.begin_upload(settings.max_upload_bytes) as upload:
         try:
@@ -121,7 +122,7 @@ def _check(engine: Engine, upload: Upload) -> str:
     """Everything that can be wrong with the file is found here; then what the catalog shows of it."""
     upload.finish()
     backbone = engine.backbone
-    read_delta(upload.path, backbone.specs, backbone.fingerprint)
+    check_head(backbone, read_delta(upload.path, backbone.specs, backbone.fingerprint))
     return json.dumps(_summary(DeltaFile.open(upload.path), backbone.num_parameters))
 
 

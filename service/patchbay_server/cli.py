@@ -1,0 +1,66 @@
+"""`patchbay`, the command line. Exit codes and their reasons: `commands/failures.py`.
+
+Heavy imports stay inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from patchbay_server.commands.catalog import ls, rm, show
+from patchbay_server.commands.compress import compress
+from patchbay_server.commands.demo import demo
+from patchbay_server.commands.failures import explain
+from patchbay_server.commands.inspect import inspect
+from patchbay_server.commands.options import JSON_KEY
+from patchbay_server.commands.output import print_json, printable
+from patchbay_server.commands.push import push
+from patchbay_server.commands.reconstruct import reconstruct
+from patchbay_server.commands.serve import serve
+from patchbay_server.commands.verify import verify
+
+# Wrong usage, `--help` and a reader of our output that went away: typer has their messages and exit codes.
+_TYPERS_OWN = (TyperException, typer.Exit, typer.Abort, BrokenPipeError)
+
+
+class Commands(TyperGroup):
+    """Runs one command. Whatever ends it becomes one sentence on stderr and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _TYPERS_OWN:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            failure = explain(error)
+            if sys.flags.dev_mode and failure.code == "internal_error":
+                raise
+            print(f"error: {printable(failure.message)}", file=sys.stderr)
+            if ctx.meta.get(JSON_KEY):
+                print_json(failure.to_dict())
+            raise typer.Exit(failure.exit_code) from None
+
+
+app = typer.Typer(
+    name="patchbay",
+    cls=Commands,
+    help="Serve many fine-tuned models from one resident base: as small deltas, merged per request.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (compress, inspect, verify, reconstruct, serve, push, ls, show, rm, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    app(prog_name="patchbay")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""`patchbay demo`: the product's main job on real data, in one run."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patchbay.errors import InputError
+from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.quiet import silence_libraries
+
+EXTRA = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the run is kept.", metavar="DIR")] = Path("demo-run"),
+    seed: Annotated[int, typer.Option(help="Of training and of the data's split.")] = 0,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the server up afterwards.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small model on real digits, compress its fine-tunes, serve them and measure every combination."""
+    _require_extra()
+    from patchbay_server.demo.run import run_demo
+
+    silence_libraries()
+    run_demo(folder, seed=seed, keep_serving=keep_serving, as_json=as_json)
+
+
+def _require_extra() -> None:
+    """Asked first: the plot is drawn after minutes of training."""
+    for module, package in EXTRA.items():
+        if find_spec(module) is None:
+            raise InputError(f"the demo needs {package}: pip install 'patchbay[demo]'")

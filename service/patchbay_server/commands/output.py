@@ -1,0 +1,105 @@
+"""What commands print: results on stdout, as a table or as one JSON object; progress on stderr, on terminals only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column, Table
+
+# Tables are not cut to 80 columns where they go into a file or a pipe.
+PIPE_WIDTH = 200
+COUNTS: tuple[type[ProgressColumn], ...] = (MofNCompleteColumn, TimeRemainingColumn)
+BYTES: tuple[type[ProgressColumn], ...] = (DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Markup stays off: names and messages come from files and servers."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def print_json(payload: Mapping[str, object]) -> None:
+    """The one object that `--json` promises; ASCII, so that it passes every terminal and pipe."""
+    print(json.dumps(payload, indent=2, allow_nan=False))
+
+
+def printable(value: object) -> str:
+    """Text with control characters escaped, so that no file and no server can steer the terminal."""
+    text = str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def facts(rows: Mapping[str, object]) -> Table:
+    """Two columns, what and how much; rows without a value are left out."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, printable(value))
+    return table
+
+
+def listing(columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[str] = ()) -> Table:
+    """A table with a header; `numeric` columns are set right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if value is None else printable(value) for value in row))
+    return table
+
+
+def size_text(num_bytes: int) -> str:
+    """`12345` -> `12.3 kB (12,345 bytes)`."""
+    return f"{num_bytes} bytes" if num_bytes < 1000 else f"{decimal(num_bytes)} ({num_bytes:,} bytes)"
+
+
+def time_text(unix_seconds: float) -> str:
+    """Local time, to the second."""
+    return datetime.fromtimestamp(unix_seconds).astimezone().isoformat(" ", "seconds")
+
+
+@contextmanager
+def progress(
+    title: str, columns: tuple[type[ProgressColumn], ...] = COUNTS
+) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with an eta on stderr; yields `update(done, total, note)`. `done` 0 starts the clock anew: a new stage."""
+    console = open_console(stderr=True)
+    note_column = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    text = TextColumn("{task.description}", markup=False, table_column=note_column)
+    bar = Progress(
+        text,
+        BarColumn(),
+        *(column() for column in columns),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int, note: str) -> None:
+            if done == 0:
+                bar.reset(task, total=total)
+            bar.update(task, total=total, completed=done, description=f"{title}: {printable(note)}")
+
+        yield update
