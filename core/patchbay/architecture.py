@@ -63,8 +63,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One stored tensor. `name` is the file's, `parameter` the resident model's; `neuron_axis` indexes output neurons.
-    """
+    """One stored tensor. `name` is the file's, `parameter` the model's; `neuron_axis` indexes output neurons."""
 
     name: str
     parameter: str

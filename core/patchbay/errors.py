@@ -39,8 +39,7 @@ from collections.abc import Iterable
 
 
 class PatchbayError(Exception):
-    """Base of all deliberate errors. `param` names the offending input (a field, tensor or file), where there is one.
-    """
+    """Base of all deliberate errors. `param` names the offending field, tensor or file, where there is one."""
 
     code = "error"
 

@@ -104,8 +104,7 @@ def _shard_name(number: int) -> str:
 
 
 def _write_companions(checkpoint: Checkpoint, delta: Delta, out: Path) -> None:
-    """config.json with the fine-tune's changes, and the base's tokenizer and preprocessor files with its added tokens.
-    """
+    """config.json with the fine-tune's changes; tokenizer and preprocessor files with its added tokens."""
     for file in checkpoint.folder.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and file.name not in (INDEX, "config.json"):
             shutil.copyfile(file, out / file.name)

@@ -16,7 +16,7 @@ from patchbay.delta.frames import unpack, unshuffle
 from patchbay.delta.manifest import DTYPES, Dense, Entries, Manifest, Sparse, numel
 from patchbay.errors import DeltaTooLarge, MalformedDelta, NonFiniteValue, UnknownTensor, WrongBase, WrongShape
 
-MAX_ADDED_BYTES = 1 << 28
+MAX_ADDED_BYTES = 1 << 26
 ReadStream = Callable[[str], bytes]
 
 

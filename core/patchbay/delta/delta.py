@@ -1,5 +1,4 @@
-"""`Delta`: a compressed task vector, decoded and ready to be merged or patched in. Knows nothing of files and models.
-"""
+"""`Delta`: a compressed task vector, decoded and ready to be merged or patched in. Knows no files and no models."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ class SparseRows:
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """Entries whose fine-tuned bits differ from round(base + delta); `bits` are those values in the fine-tune's dtype.
-    """
+    """Entries whose fine-tuned bits differ from round(base + delta); `bits` are those values, in their own dtype."""
 
     positions: torch.Tensor
     bits: torch.Tensor

@@ -74,8 +74,7 @@ class DeltaFile:
         return self.header_bytes + sum(self.stream_bytes.values())
 
     def load(self, specs: Mapping[str, TensorSpec], fingerprint: str, *, finite: bool = True) -> Delta:
-        """Decodes everything, after checking that names and shapes are the base's. Errors as in `check_fits`, `decode`.
-        """
+        """Decodes everything once names and shapes are known to be the base's. Errors as in `check_fits`, `decode`."""
         check_fits(self.manifest, specs, fingerprint)
         with safe_open(self.path, framework="np") as handle:
             return decode(self.manifest, lambda name: handle.get_tensor(name).tobytes(), finite=finite)
@@ -94,7 +93,10 @@ class DeltaFile:
 
 
 def write_delta(path: Path, manifest: Mapping[str, Any], streams: Mapping[str, bytes]) -> DeltaFile:
-    """Writes a temporary file beside `path`, then renames it. `manifest` lacks only the payload's hash."""
+    """Writes a temporary file beside `path`, then renames it. `manifest` lacks only the payload's hash.
+
+    Raises OSError where the disk is full or the folder cannot be written.
+    """
     payload = hashlib.sha256()
     for name in sorted(streams):
         payload.update(streams[name])
@@ -108,6 +110,8 @@ def write_delta(path: Path, manifest: Mapping[str, Any], streams: Mapping[str, b
         save_file(tensors, temporary, {METADATA_KEY: full.to_json()})
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
     return DeltaFile.open(path)

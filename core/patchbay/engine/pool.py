@@ -35,8 +35,7 @@ class Pool(Generic[V]):
         self._changed = Condition()
 
     def get(self, key: str, make: Callable[[], V]) -> V:
-        """The value of `key`, made by `make` outside the lock when absent. What `make` raises reaches its caller only.
-        """
+        """The value of `key`, made by `make` outside the lock when absent. What `make` raises is its caller's alone."""
         with self._changed:
             while key in self._pending:
                 self._changed.wait()

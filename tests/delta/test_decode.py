@@ -1,0 +1,138 @@
+"""The gate against a base, and decoding. Hostile streams one by one are in tests/attacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.delta.samples import FINGERPRINT, SPECS, sample, spec
+
+from patchbay.architecture import TensorSpec
+from patchbay.delta import Exceptions, Manifest, SparseRows
+from patchbay.delta.decode import MAX_ADDED_BYTES, check_fits, decode, stream_names
+from patchbay.delta.encode import Streams
+from patchbay.delta.frames import pack
+from patchbay.errors import DeltaTooLarge, MalformedDelta, NonFiniteValue, UnknownTensor, WrongBase, WrongShape
+
+
+def manifest(tensors: dict[str, Any] | None = None) -> Manifest:
+    fields = {**sample()[0], "payload_sha256": f"sha256:{'0' * 64}"}
+    return Manifest.model_validate(
+        {**fields, "tensors": fields["tensors"] if tensors is None else tensors}, strict=False
+    )
+
+
+def vector(shape: tuple[int, ...], kind: str = "delta", dtype: str = "F32") -> dict[str, Any]:
+    return {"kind": kind, "shape": shape, "dtype": dtype, "values": "fp32" if kind == "delta" else "raw"}
+
+
+def specs_of(*listed: TensorSpec) -> dict[str, TensorSpec]:
+    return {s.name: s for s in listed}
+
+
+def test_the_sample_fits() -> None:
+    check_fits(manifest(), SPECS, FINGERPRINT)
+
+
+def test_the_fingerprint_comes_before_everything_else() -> None:
+    with pytest.raises(WrongBase, match="made for base 'pico'") as caught:
+        check_fits(manifest({"zz": vector((1,))}), SPECS, f"sha256:{'0' * 64}")
+    assert caught.value.param == "base.fingerprint"
+
+
+def test_the_first_offender_in_order_of_names_is_named() -> None:
+    wrong = manifest({"norm.weight": vector((2,)), "aa": vector((1,)), "ab": vector((1,))})
+    with pytest.raises(UnknownTensor) as caught:
+        check_fits(wrong, SPECS, FINGERPRINT)
+    assert caught.value.param == "aa"
+
+
+@pytest.mark.parametrize("shape", [(63,), (64, 1), (), (0,)])
+def test_shapes_are_equal_or_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(WrongShape, match="norm.weight"):
+        check_fits(manifest({"norm.weight": vector(shape)}), SPECS, FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "dtype", "fits"),
+    [
+        ("F32", "delta", "BF16", True),  # fine-tuned in another float type
+        ("F8_E4M3", "delta", "BF16", True),
+        ("I64", "copied", "I32", True),
+        ("F32", "delta", "I32", False),
+        ("I64", "delta", "F32", False),
+        ("I64", "copied", "F32", False),
+        ("F32", "copied", "I64", False),
+        ("BF16", "copied", "BF16", False),
+    ],
+)
+def test_floats_are_added_to_and_integers_replaced(base: str, kind: str, dtype: str, fits: bool) -> None:
+    made, specs = manifest({"w": vector((4,), kind, dtype)}), specs_of(spec("w", (4,), base))
+    if fits:
+        check_fits(made, specs, FINGERPRINT)
+    else:
+        with pytest.raises(WrongShape, match="'w' is of kind"):
+            check_fits(made, specs, FINGERPRINT)
+
+
+def test_added_tensors_are_new_or_replace_a_head() -> None:
+    specs = specs_of(spec("head", (4, 2), is_head=True), spec("w", (4, 2)))
+    check_fits(manifest({"head": vector((7, 2), "added"), "fresh": vector((3,), "added")}), specs, FINGERPRINT)
+    with pytest.raises(WrongShape, match="'w' is a tensor of the base and no head"):
+        check_fits(manifest({"w": vector((4, 2), "added")}), specs, FINGERPRINT)
+
+
+def test_added_tensors_are_bounded_together() -> None:
+    half = MAX_ADDED_BYTES // 8
+    check_fits(manifest({"a": vector((half,), "added"), "b": vector((half,), "added")}), SPECS, FINGERPRINT)
+    with pytest.raises(DeltaTooLarge, match=f"at most {MAX_ADDED_BYTES}"):
+        check_fits(manifest({"a": vector((half,), "added"), "b": vector((half + 1,), "added")}), SPECS, FINGERPRINT)
+
+
+def test_stream_names_are_those_of_the_sample() -> None:
+    assert stream_names(manifest()) == set(sample()[1])
+
+
+def test_own_values_are_merged_in_order() -> None:
+    rows = SparseRows((2, 300), torch.tensor([3, 4, 299, 300]), torch.tensor([1.0, 8.0, -1.0, -8.0]))
+    streams = Streams()
+    streams.add_sparse("w", rows, "sign_tensor", torch.float32, torch.tensor([False, True, False, True]))
+    entries, data = streams.finish()
+    seen = decode(manifest(dict(entries)), data.__getitem__).matrices["w"]
+    assert seen.positions.tolist() == [3, 4, 299, 300]
+    assert seen.values.tolist() == [1.0, 8.0, -1.0, -8.0]
+
+
+def test_positions_are_32_bits_wide_while_they_fit() -> None:
+    for shape, dtype in (((4, 5), torch.int32), ((1 << 15, (1 << 16) + 1), torch.int64)):
+        last = shape[0] * shape[1] - 1
+        streams = Streams()
+        streams.add_sparse("w", SparseRows(shape, torch.tensor([0, last]), torch.ones(2)), "bf16", torch.bfloat16)
+        entries, data = streams.finish()
+        seen = decode(manifest(dict(entries)), data.__getitem__).matrices["w"]
+        assert seen.positions.dtype == dtype
+        assert seen.positions.tolist() == [0, last]
+
+
+def test_nan_is_admitted_only_in_exceptions_and_only_on_request() -> None:
+    streams = Streams()
+    streams.add_dense("w", torch.zeros(3), "fp32", torch.float32)
+    streams.add_exceptions("w", Exceptions(torch.tensor([1]), torch.tensor([float("nan")])))
+    entries, data = streams.finish()
+    with pytest.raises(NonFiniteValue, match="'w'"):
+        decode(manifest(dict(entries)), data.__getitem__)
+    assert decode(manifest(dict(entries)), data.__getitem__, finite=False).exceptions["w"].bits.isnan().all()
+    data["patchbay.dense"] = pack(np.full(3, np.inf, "<f4").view(np.uint8).reshape(3, 4).T.tobytes())
+    with pytest.raises(NonFiniteValue, match="'w'"):
+        decode(manifest(dict(entries)), data.__getitem__, finite=False)
+
+
+def test_a_damaged_stream_names_its_tensor() -> None:
+    streams = sample()[1]
+    for name in ("mlp.weight.exception_positions", "attn.weight.own_values", "odd.weight.values", "patchbay.dense"):
+        with pytest.raises(MalformedDelta) as caught:
+            decode(manifest(), {**streams, name: b""}.__getitem__)
+        assert caught.value.param == ("patchbay.dense" if "dense" in name else name.rpartition(".")[0])
+        assert caught.value.param in caught.value.message

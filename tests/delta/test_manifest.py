@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.delta.samples import sample
+
+from patchbay.delta import Manifest
+from patchbay.delta.codecs import POSITIONS, VALUES
+from patchbay.delta.manifest import DTYPES, MAX_DIM, MAX_NUMEL, MAX_RANK, MAX_TENSORS, numel
+from patchbay.errors import MalformedDelta
+
+DIGEST = f"sha256:{'0' * 64}"
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    return {**sample()[0], "payload_sha256": DIGEST, **changes}
+
+
+def parse(**changes: Any) -> Manifest:
+    return Manifest.parse(json.dumps(fields(**changes)))
+
+
+def refused(**changes: Any) -> MalformedDelta:
+    with pytest.raises(MalformedDelta) as caught:
+        parse(**changes)
+    return caught.value
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {
+        "w": {"kind": "sparse", "shape": [4, 5], "dtype": "F32", "count": 3, "positions": "gap", "values": "int8"}
+        | changes
+    }
+
+
+def test_text_and_back() -> None:
+    manifest = parse()
+    assert Manifest.parse(manifest.to_json()) == manifest
+    assert manifest.to_json() == Manifest.parse(manifest.to_json()).to_json()
+
+
+def test_defaults_are_not_written() -> None:
+    written = json.loads(parse().to_json())
+    assert not {"missing", "prefix", "config_removed"} & written.keys()
+    assert "seed" not in written["compression"]
+
+
+def test_tensors_are_sorted_whatever_the_order_in_the_text() -> None:
+    backwards = dict(reversed(fields()["tensors"].items()))
+    assert list(parse(tensors=backwards).tensors) == sorted(backwards)
+
+
+@pytest.mark.parametrize(
+    "name", ["format_version", "base", "compression", "statistics", "provenance", "tensors", "payload_sha256"]
+)
+def test_required_fields_are_named_when_missing(name: str) -> None:
+    with pytest.raises(MalformedDelta) as caught:
+        Manifest.parse(json.dumps({key: value for key, value in fields().items() if key != name}))
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"extra": 1}, "extra"),
+        ({"format_version": "1"}, "format_version"),
+        ({"base": {"name": "b", "fingerprint": DIGEST, "url": "x"}}, "base.url"),
+        ({"base": {"name": "b", "fingerprint": DIGEST.upper()}}, "base.fingerprint"),
+        ({"compression": {"method": "m", "density": 1.5}}, "compression.density"),
+        ({"compression": {"method": "m", "density": 0.5, "params": {"a": [1]}}}, "compression.params.a.int"),
+        ({"statistics": {"relative_error": -1, "sigma": 0}}, "statistics.relative_error"),
+        ({"statistics": {"relative_error": 0, "sigma": 2}}, "statistics.sigma"),
+        ({"provenance": {"finetuned": "f", "tool": "t", "original_bytes": -1}}, "provenance.original_bytes"),
+        ({"missing": ["a b"]}, "missing.0"),
+        ({"prefix": "a/b"}, "prefix"),
+        ({"labels": [1]}, "labels.0"),
+        ({"tokens": [{"id": -1, "content": "x", "special": True}]}, "tokens.0.id"),
+        ({"tokens": [{"id": 1, "content": "x", "special": 1}]}, "tokens.0.special"),
+        ({"tensors": {"a b": tensor()["w"]}}, "tensors.a b.[key]"),
+        ({"tensors": tensor(count=21)}, "tensors"),
+        ({"tensors": tensor(own={"count": 21, "positions": "gap"})}, "tensors"),
+        ({"tensors": tensor(exceptions={"count": 21, "positions": "gap"})}, "tensors"),
+        ({"tensors": tensor(shape=[1] * (MAX_RANK + 1))}, "tensors.w.sparse.shape"),
+        ({"tensors": tensor(shape=[MAX_DIM + 1])}, "tensors.w.sparse.shape.0"),
+        ({"tensors": tensor(shape=[MAX_NUMEL // 2, 4])}, "tensors.w.sparse.shape.0"),
+        ({"tensors": tensor(shape=[1 << 24, 1 << 24, 2])}, "tensors"),
+        ({"tensors": tensor(dtype="C64")}, "tensors"),
+        ({"tensors": tensor(positions="seed")}, "tensors.w.sparse.positions"),
+        ({"tensors": tensor(values="int4")}, "tensors.w.sparse.values"),
+        ({"tensors": {f"t{i}": tensor()["w"] for i in range(MAX_TENSORS + 1)}}, "tensors"),
+    ],
+)
+def test_the_offending_field_is_named(changes: dict[str, Any], param: str) -> None:
+    assert refused(**changes).param == param
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "allowed"),
+    [("delta", "fp32", True), ("delta", "bf16", True), ("delta", "raw", False)]
+    + [(kind, values, values == "raw") for kind in ("added", "copied") for values in ("raw", "fp32", "bf16")],
+)
+def test_differences_are_floats_and_everything_else_is_raw(kind: str, values: str, allowed: bool) -> None:
+    entry = {"kind": kind, "shape": [2], "dtype": "F32", "values": values}
+    if allowed:
+        assert parse(tensors={"w": entry}).tensors["w"].kind == kind
+    else:
+        assert "cannot be stored as" in refused(tensors={"w": entry}).message
+
+
+def test_every_encoding_and_dtype_is_accepted() -> None:
+    for name in POSITIONS:
+        parse(tensors=tensor(positions=name))
+    for name in VALUES:
+        parse(tensors=tensor(values=name))
+    for name in DTYPES:
+        parse(tensors=tensor(dtype=name))
+
+
+def test_kept_entries_are_counted_with_their_own_values() -> None:
+    assert parse().num_kept == 200 + 200 + 9
+    assert parse(tensors=tensor(own={"count": 2, "positions": "gap"})).num_kept == 5
+
+
+def test_numel_does_not_wrap() -> None:
+    assert numel((2**31,) * 8) == 2**248
+    assert numel(()) == 1
+    assert numel((0, 2**31)) == 0
+
+
+def test_messages_stay_short() -> None:
+    assert len(refused(**{"x" * 100_000: 1}).message) < 1000
+    assert len(refused(tensors=tensor(dtype="x" * 100_000)).message) < 1000

@@ -1,0 +1,120 @@
+"""Makes the golden file of format version 1 and what it must decode to. A program; run once per format version:
+
+    PYTHONPATH=core:. python -m tests.golden.make
+
+Every number follows from a formula, so that the parts can be made again and compared on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tests.delta.samples import spec
+
+from patchbay.architecture import TensorSpec
+from patchbay.delta import Delta, Exceptions, SparseRows, read_delta, write_delta
+from patchbay.delta.encode import Streams
+
+HERE = Path(__file__).parent
+FILE = HERE / "delta_v1.safetensors"
+EXPECTED = HERE / "delta_v1.expected.safetensors"
+FINGERPRINT = f"sha256:{'5a' * 32}"
+
+# name, shape, every how manieth entry is kept, encoding of the values, dtype of the fine-tune
+SPARSE = (
+    ("gap.fp32", (6, 100), 300, "fp32", torch.float32),  # two entries, gaps beyond 255
+    ("gap.bf16", (20, 30), 7, "bf16", torch.bfloat16),
+    ("gap.int8", (40, 50), 6, "int8", torch.float32),  # 334 values: three groups
+    ("gap.sign_tensor", (20, 30), 11, "sign_tensor", torch.bfloat16),
+    ("gap.sign_row", (20, 30), 11, "sign_row", torch.bfloat16),
+    ("gap.sign_column", (4, 5, 6), 9, "sign_column", torch.float16),
+    ("bitmask.fp32", (7, 9), 1, "fp32", torch.float64),  # all entries
+    ("bitmask.bf16", (7, 9), 3, "bf16", torch.bfloat16),
+    ("bitmask.int8", (20, 20), 2, "int8", torch.float32),
+    ("bitmask.sign_row", (13, 7), 4, "sign_row", torch.float32),
+    ("empty.int8", (3, 0), 1, "int8", torch.float32),
+    ("nothing.kept", (3, 4), 13, "sign_row", torch.float32),
+    ("scalar.fp32", (), 1, "fp32", torch.float32),
+)
+OWN = ("gap.sign_row", "bitmask.sign_row", "gap.sign_tensor")
+SPECS: Mapping[str, TensorSpec] = {
+    s.name: s
+    for s in (
+        *(spec(name, shape, "BF16") for name, shape, *_ in SPARSE),
+        spec("dense.fp32", (11,)),
+        spec("dense.bf16", (3, 4), "BF16"),
+        spec("copied.int64", (1, 9), "I64"),
+        spec("copied.bool", (5,), "BOOL"),
+        spec("head.weight", (2, 4), is_head=True),
+    )
+}
+
+
+def numbers(count: int) -> torch.Tensor:
+    """Mixed signs over a few binary orders of magnitude; exact in fp32."""
+    index = torch.arange(count, dtype=torch.float32)
+    mantissa = (index * 37 + 11) % 101 - 50
+    return (mantissa + 0.5) * torch.pow(2.0, -(index % 5) - 12)
+
+
+def build() -> Streams:
+    streams = Streams()
+    for name, shape, every, values, dtype in SPARSE:
+        positions = torch.arange(torch.Size(shape).numel(), dtype=torch.int32)[every % 5 :: every]
+        own = torch.arange(len(positions)) % 10 == 3 if name in OWN else None
+        streams.add_sparse(name, SparseRows(shape, positions, numbers(len(positions))), values, dtype, own)
+    streams.add_dense("dense.fp32", numbers(11), "fp32", torch.float32)
+    streams.add_dense("dense.bf16", numbers(12).reshape(3, 4), "int8", torch.bfloat16)
+    streams.add_raw("head.weight", numbers(20).reshape(5, 4).to(torch.float16), copied=False)
+    streams.add_raw("copied.int64", torch.arange(9).reshape(1, 9) * 1_000_003, copied=True)
+    streams.add_raw("copied.bool", torch.tensor([True, False, True, True, False]), copied=True)
+    streams.add_exceptions("gap.fp32", Exceptions(torch.tensor([0, 1, 599]), torch.tensor([1.5, -0.0, 3e38])))
+    streams.add_exceptions("gap.bf16", Exceptions(torch.arange(0, 600, 2), numbers(300).to(torch.bfloat16)))
+    streams.add_exceptions("bitmask.fp32", Exceptions(torch.tensor([62]), torch.tensor([1e-300], dtype=torch.float64)))
+    streams.add_exceptions("dense.bf16", Exceptions(torch.tensor([5]), torch.tensor([2.0], dtype=torch.bfloat16)))
+    return streams
+
+
+def manifest(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "base": {"name": "golden", "fingerprint": FINGERPRINT},
+        "compression": {"method": "random", "density": 0.25, "seed": 7, "params": {"values": "int8", "scale": 1.5}},
+        "statistics": {"relative_error": 0.5, "sigma": 0.125},
+        "provenance": {"finetuned": "golden-tuned", "tool": "patchbay golden", "original_bytes": 10_000},
+        "tensors": entries,
+        "missing": ("pooler.weight",),
+        "prefix": "bert.",
+        "config": {"id2label": {"0": "no", "1": "yes"}, "dropout": 0.5, "architectures": ["Golden"]},
+        "config_removed": ("torch_dtype",),
+        "labels": ("no", "yes"),
+        "tokens": ({"id": 99, "content": "<golden>", "special": True}, {"id": 100, "content": "ß", "special": False}),
+    }
+
+
+def flat(delta: Delta) -> dict[str, torch.Tensor]:
+    """All decoded tensors under one name each."""
+    tensors = {f"vectors.{name}": tensor for name, tensor in delta.vectors.items()}
+    tensors |= {f"added.{name}": tensor for name, tensor in delta.added.items()}
+    tensors |= {f"copied.{name}": tensor for name, tensor in delta.copied.items()}
+    for name, rows in delta.matrices.items():
+        tensors |= {f"matrices.{name}.positions": rows.positions, f"matrices.{name}.values": rows.values}
+    for name, listed in delta.exceptions.items():
+        tensors |= {f"exceptions.{name}.positions": listed.positions, f"exceptions.{name}.bits": listed.bits}
+    return tensors
+
+
+def main() -> None:
+    entries, streams = build().finish()
+    write_delta(FILE, manifest(entries), streams)
+    save_file(flat(read_delta(FILE, SPECS, FINGERPRINT)), EXPECTED)
+    digests = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in (FILE, EXPECTED)]
+    (HERE / "SHA256SUMS").write_text("".join(digests))
+
+
+if __name__ == "__main__":
+    main()
