@@ -9,6 +9,7 @@ import copy
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ class Inputs:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.tokenizer = _tokenizer(backbone)
+        # A fast tokenizer keeps padding and truncation as state of its own and fails when two threads set it.
+        self._tokenizing = Lock()
         self._takes_text = backbone.model.main_input_name == "input_ids"
         self._images = _image_processor(backbone)
 
@@ -98,7 +101,8 @@ class Inputs:
     def _text(self, texts: list[str], tokens: Iterable[Token]) -> Batch:
         tokenizer = self.tokenizer_with(tokens)
         limit = _max_length(self.backbone, tokenizer)
-        encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        with self._tokenizing:
+            encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         for index, mask in enumerate(encoded.get("attention_mask", encoded["input_ids"] >= 0)):
             if not bool(mask.any()):
                 raise InputError(f"input {index} has no tokens", param="input")

@@ -1,0 +1,209 @@
+"""`patchbay demo`: the product's main job on real digits, from training to answers over HTTP. Everything is measured
+here.
+
+Train a base; fine-tune it on four shifted tasks; compress each; serve; upload; ask for every combination; report.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from patchbay.compress.compress import Options, Report, compress
+from patchbay.errors import InputError
+from patchbay_server.demo.ask import accuracy, request_body, upload, verify
+from patchbay_server.demo.parallel import finetune_all
+from patchbay_server.demo.process import running_server
+from patchbay_server.demo.report import MergeResult, Results, TaskResult, plot, print_tables, write_json
+from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, pixels
+from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, Training, evaluate, train_base
+
+MARKER = ".patchbay-demo"
+COMPRESSION = Options(density=0.15, values="int8")
+Step = Callable[[int, int, str], None]
+
+
+def run_demo(
+    folder: Path,
+    *,
+    seed: int = 0,
+    keep_serving: bool = False,
+    as_json: bool = False,
+    base_training: Training = BASE_TRAINING,
+    finetune_training: Training = FINETUNE_TRAINING,
+) -> None:
+    """Runs everything in `folder`, new or left by an earlier run. Raises InputError for any other folder."""
+    started = time.monotonic()
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, width=120)  # a log has no width of its own, and 80 cuts the tables
+    torch.set_num_threads(1)  # see parallel.py
+    _prepare(folder)
+    with _progress(console) as bar:
+        full = _train(folder, replace(base_training, seed=seed), replace(finetune_training, seed=seed), bar)
+        reports = _compress(folder, bar)
+        with running_server(folder / "base", folder / "store", folder / "server.log") as url:
+            results = _ask_everything(url, folder, full, reports, bar)
+            bar.stop()
+            results = replace(results, seconds=time.monotonic() - started)
+            _finish(results, folder, console, as_json)
+            if keep_serving:
+                _wait(url, console)
+
+
+def _prepare(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise InputError(
+            f"{folder} is not empty and not from an earlier demo: choose another with --folder", param="folder"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+def _train(folder: Path, base: Training, tuning: Training, bar: Progress) -> dict[str, float]:
+    """Accuracy of every full fine-tune on its own task."""
+    with _step(bar, "train the base") as step:
+        train_base(folder / "base", step, training=base)
+    out, digits = folder / "finetunes", Digits.load()
+    labels = torch.from_numpy(digits.held_out_labels)
+    with ExitStack() as stack:
+        steps = {task.name: stack.enter_context(_step(bar, f"fine-tune: {task.name}")) for task in SHIFTED_TASKS}
+        finetune_all(folder / "base", list(steps), out, tuning, lambda name, *step: steps[name](*step))
+    return {task.name: evaluate(out / task.name, pixels(digits.held_out(task)), labels) for task in SHIFTED_TASKS}
+
+
+def _compress(folder: Path, bar: Progress) -> dict[str, Report]:
+    reports = {}
+    for task in SHIFTED_TASKS:
+        file = folder / "deltas" / f"{task.name}.safetensors"
+        with _step(bar, f"compress: {task.name}") as step:
+            reports[task.name] = compress(folder / "base", folder / "finetunes" / task.name, file, COMPRESSION, step)
+    return reports
+
+
+def _ask_everything(
+    url: str, folder: Path, full: dict[str, float], reports: dict[str, Report], bar: Progress
+) -> Results:
+    digits, models = Digits.load(), _models()
+    with httpx2.Client(base_url=url, timeout=120) as client, _step(bar, "ask over HTTP") as step:
+        for task in SHIFTED_TASKS:
+            upload(client, task.name, folder / "deltas" / f"{task.name}.safetensors")
+        merges = []
+        for done, model in enumerate(models):
+            step(done, len(models), model)
+            scores = {t.name: accuracy(client, model, digits.held_out(t), digits.held_out_labels) for t in TASKS}
+            merges.append(MergeResult(model, scores))
+        verified = verify(client)
+    by_model = {merge.recipe: merge.accuracy for merge in merges}
+    tasks = [
+        TaskResult(
+            name=task.name,
+            base=by_model["base"][task.name],
+            full=full[task.name],
+            delta=by_model[task.name][task.name],
+            bytes=reports[task.name].num_bytes,
+            original_bytes=reports[task.name].original_bytes,
+            ratio=reports[task.name].ratio,
+            bits_per_param=reports[task.name].bits_per_parameter,
+        )
+        for task in SHIFTED_TASKS
+    ]
+    return Results(tasks, merges, verified, 0.0)
+
+
+def _models() -> list[str]:
+    """Every `model` that is asked: the base, each delta, half-way to each, and linear merges."""
+    names = [task.name for task in SHIFTED_TASKS]
+    pairs = [f"linear({a}, {b})" for i, a in enumerate(names) for b in names[i + 1 :]]
+    sums = [" + ".join(f"{weight}*{name}" for name in names) for weight in (0.4, 0.5)]
+    return ["base", *names, *(f"0.5*{name}" for name in names), *pairs, f"linear({', '.join(names)})", *sums]
+
+
+def _finish(results: Results, folder: Path, console: Console, as_json: bool) -> None:
+    write_json(results, folder / "results.json")
+    plot(results, folder / "results.png")
+    if as_json:
+        print(json.dumps(results.to_dict()))
+        return
+    console.print()
+    print_tables(results, console)
+    state = "still bit for bit what was loaded" if results.base_verified else "CHANGED"
+    console.print(f"The resident base is {state}. {results.seconds:.0f} s in all.")
+    console.print(f"Kept in {folder}/: base, finetunes, deltas, store, results.json, results.png\n", highlight=False)
+    _print_continuation(folder, console)
+
+
+def _print_continuation(folder: Path, console: Console) -> None:
+    """The commands that go on from the run's folder, with the request files that they send."""
+    digits, task = Digits.load(), SHIFTED_TASKS[0]
+    sums = _models()[-1]
+    for name, model in (("delta", task.name), ("merge", sums)):
+        body = request_body(model, list(digits.held_out(task)[:3]))
+        (folder / f"ask-{name}.json").write_text(json.dumps(body) + "\n", "utf-8")
+    place, url = shlex.quote(str(folder)), "http://127.0.0.1:8321"
+    lines = [
+        "Go on from here:",
+        f"  {_program()} serve --base {place}/base --store {place}/store",
+        f"  curl -s {url}/v1/models",
+        f"  curl -s {url}/v1/classify -H 'Content-Type: application/json' -d @{place}/ask-delta.json   # {task.name}",
+        f"  curl -s {url}/v1/classify -H 'Content-Type: application/json' -d @{place}/ask-merge.json   # {sums}",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+def _program() -> str:
+    """`patchbay` as this shell would find it; otherwise the one beside this Python."""
+    if shutil.which("patchbay"):
+        return "patchbay"
+    beside = Path(sys.executable).with_name("patchbay")
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
+
+
+def _wait(url: str, console: Console) -> None:
+    console.print(f"\nServing on {url} until Ctrl-C.", highlight=False)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+@contextmanager
+def _step(bar: Progress, title: str) -> Iterator[Step]:
+    """One line of the progress display; full and without a note when its body ends."""
+    task = bar.add_task(title, total=1, note="")
+
+    def step(done: int, total: int, note: str) -> None:
+        bar.update(task, completed=done, total=total, note=note[:48])
+
+    yield step
+    total = bar.tasks[task].total or 1
+    bar.update(task, completed=total, note="")
