@@ -4,16 +4,16 @@ own.
 
 from __future__ import annotations
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 import patchbay
 from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
-from patchbay_server.auth import require_key
+from patchbay_server.auth import RequireKey
 from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit, Measure
-from patchbay_server.routes import GUARDED, OPEN
+from patchbay_server.routes import ROUTERS
 from patchbay_server.settings import Settings
 
 
@@ -32,9 +32,9 @@ def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
     app.state.metrics = metrics = Metrics(engine)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_key is not None:
+        app.add_middleware(RequireKey, key=settings.api_key)
     app.add_middleware(Measure, metrics=metrics)
-    for router in OPEN:
+    for router in ROUTERS:
         app.include_router(router)
-    for router in GUARDED:
-        app.include_router(router, dependencies=[Depends(require_key)])
     return app

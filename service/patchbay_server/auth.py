@@ -1,20 +1,34 @@
-"""Bearer keys. Knows one key; tenants and scopes come with many."""
+"""Bearer keys, asked for before a byte of the body is read. Knows one key; tenants and scopes come with many."""
 
 from __future__ import annotations
 
 import hmac
+from dataclasses import dataclass
 
-from fastapi import Request
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from patchbay_server.errors import Unauthorized
+from patchbay_server.errors import Unauthorized, respond
+
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
 
 
-def require_key(request: Request) -> None:
-    """Raises Unauthorized unless the request carries the configured key, compared in constant time."""
-    expected = request.app.state.settings.api_key
-    if expected is None:
-        return
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    matches = hmac.compare_digest(key.strip().encode(), expected.get_secret_value().encode())
-    if scheme.lower() != "bearer" or not matches:
-        raise Unauthorized("send the server's key as 'Authorization: Bearer KEY'", param="authorization")
+@dataclass(frozen=True, slots=True)
+class RequireKey:
+    """401 for every path but the open ones, unless the request carries `key`, compared in constant time."""
+
+    app: ASGIApp
+    key: SecretStr
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN or self._matches(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        error = Unauthorized("send the server's key as 'Authorization: Bearer KEY'", param="authorization")
+        await respond(error)(scope, receive, send)
+
+    def _matches(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(key.strip().encode(), self.key.get_secret_value().encode())
+        return scheme.lower() == "bearer" and same

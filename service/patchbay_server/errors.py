@@ -86,12 +86,17 @@ def _respond(
     return JSONResponse(error_body(message, status, code, param), status, headers)
 
 
+def respond(error: errors.PatchbayError) -> JSONResponse:
+    """The answer to a deliberate error."""
+    return _respond(error.message, status_of(error), error.code, error.param)
+
+
 async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.PatchbayError)
     status = status_of(error)
     if status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error.message)
-    return _respond(error.message, status, error.code, error.param)
+    return respond(error)
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:

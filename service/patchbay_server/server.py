@@ -51,23 +51,29 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
 
 def serve(settings: Settings) -> None:
     """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen or StoreUnavailable before it listens."""
-    listener = _bind(settings)
-    backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
-    hub = open_hub(settings, backbone.name)
-    app = create_app(settings, open_engine(settings, backbone, hub), hub)
+    with _bind(settings) as listener:  # before the base is loaded, which can take minutes
+        backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
+        hub = open_hub(settings, backbone.name)
+        try:
+            app = create_app(settings, open_engine(settings, backbone, hub), hub)
+            _listen(uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)), listener, backbone)
+        finally:
+            hub.close()
+
+
+def _listen(server: uvicorn.Server, listener: socket.socket, backbone: Backbone) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # uvicorn raises the signal that stopped it once more when it has shut down: with the default handlers that would
+    # kill the process before it has tidied up.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     host, port = listener.getsockname()[:2]
     print(
         f"patchbay serves {backbone.name} ({backbone.task.value}) on http://{host}:{port}", file=sys.stderr, flush=True
     )
-    # uvicorn shuts down on SIGTERM and then raises it once more, which would kill the process before it has tidied up.
-    signal.signal(signal.SIGTERM, _ignore)
-    try:
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
-    finally:
-        hub.close()
-
-
-def _ignore(number: int, frame: FrameType | None) -> None: ...
+    server.run(sockets=[listener])
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -199,7 +199,7 @@ def test_merges_are_saved_replaced_and_deleted(catalog: Catalog) -> None:
     recipe = '{"scale": 0.30000000000000004, "who": "ünï"}'
     record = catalog.save_merge(T, "mix", recipe)
     assert record.recipe == recipe and catalog.get_merge(T, "mix") == record
-    with pytest.raises(NameTaken, match="ask to replace"):
+    with pytest.raises(NameTaken, match="delete it first"):
         catalog.save_merge(T, "mix", "[]")
     assert catalog.get_merge(T, "mix") == record
     newer = catalog.save_merge(T, "mix", "[]", replace=True)

@@ -207,7 +207,7 @@ def owned_by(kind: str, name: str) -> NameTaken:
 
 
 def merge_exists(name: str) -> NameTaken:
-    return NameTaken(f"there is a merge {name!r} already: choose another name, or ask to replace it", param="name")
+    return NameTaken(f"there is a merge {name!r} already: choose another name, or delete it first", param="name")
 
 
 def _numbers(versions: Iterable[int]) -> str:

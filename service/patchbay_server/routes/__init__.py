@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from patchbay_server.routes import base, completions, deltas, embeddings, health, merges, models, predictions
 
-OPEN: tuple[APIRouter, ...] = (health.router,)
-GUARDED: tuple[APIRouter, ...] = (
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
     base.router,
     models.router,
     deltas.router,
@@ -15,5 +15,4 @@ GUARDED: tuple[APIRouter, ...] = (
     predictions.router,
     embeddings.router,
     completions.router,
-    health.metrics_router,
 )

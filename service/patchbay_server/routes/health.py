@@ -10,7 +10,6 @@ from patchbay.errors import StoreUnavailable
 from patchbay_server.deps import HubDep, MetricsDep
 
 router = APIRouter(tags=["health"])
-metrics_router = APIRouter(tags=["health"])
 # Its own thread: a probe must not wait behind the requests that fill the common pool.
 _probe_threads = anyio.CapacityLimiter(2)
 
@@ -32,7 +31,7 @@ async def readyz(hub: HubDep) -> dict[str, str]:
     return {"status": "ready", "path": "patched"}
 
 
-@metrics_router.get("/metrics")
+@router.get("/metrics")
 def metrics(metrics: MetricsDep) -> Response:
     """Prometheus' text format."""
     return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

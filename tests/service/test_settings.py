@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from patchbay_server.settings import Settings
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv(f"PATCHBAY_{field.upper()}", raising=False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert Settings(base="m", host=host).api_key is None
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "", "localhost.example.org", "127.0.0.1.nip.io"]
+)
+def test_the_world_needs_a_key(host: str) -> None:
+    with pytest.raises(ValidationError, match="without PATCHBAY_API_KEY"):
+        Settings(base="m", host=host)
+    assert Settings(base="m", host=host, api_key=KEY).host == host
+
+
+@pytest.mark.parametrize("key", ["", "short", KEY[:-1]])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_short_keys_are_refused(host: str, key: str) -> None:
+    with pytest.raises(ValidationError, match="shorter than 16") as error:
+        Settings(base="m", host=host, api_key=key)
+    assert "'short'" not in str(error.value) and KEY[:-1] not in str(error.value)
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {"BASE": "m", "HOST": "0.0.0.0", "PORT": "0", "API_KEY": KEY, "STORE": str(tmp_path), "DTYPE": "bf16"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"PATCHBAY_{name}", value)
+    settings = Settings()  # type: ignore[call-arg]
+    assert (settings.base, settings.host, settings.port, settings.store) == ("m", "0.0.0.0", 0, tmp_path)
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == KEY
+    assert Settings(base="other").base == "other", "an argument wins"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("port", -1), ("port", 65536), ("max_upload_bytes", 0), ("max_body_bytes", 0)]
+)
+def test_numbers_out_of_range(name: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(base="m", **{name: value})
+
+
+def test_the_catalog_is_in_the_store_unless_it_is_said(tmp_path: Path) -> None:
+    assert Settings(base="m", store=tmp_path).catalog_url == f"sqlite:///{tmp_path}/catalog.db"
+    assert Settings(base="m", store=Path("rel")).catalog_url == f"sqlite:///{Path.cwd()}/rel/catalog.db"
+    assert Settings(base="m", store_url="redis://h").catalog_url == "redis://h"
