@@ -69,6 +69,7 @@ def _listen(server: uvicorn.Server, listener: socket.socket, backbone: Backbone)
     # kill the process before it has tidied up.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    listener.listen()  # before it is announced: who connects at once waits for uvicorn instead of being refused
     host, port = listener.getsockname()[:2]
     print(
         f"patchbay serves {backbone.name} ({backbone.task.value}) on http://{host}:{port}", file=sys.stderr, flush=True
