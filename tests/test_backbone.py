@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests import pico
+from transformers import CLIPConfig, CLIPModel
 
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone, labels_of, parse_task
@@ -206,6 +207,20 @@ def test_unknown_options_are_named(llama: Path, option: str, value: str) -> None
 def test_cuda_without_a_device(llama: Path) -> None:
     assert refusal(llama, device="cuda").param == "device"
     assert Backbone.load(llama, device="auto").device == torch.device("cpu")
+
+
+def test_two_towers_in_one_model_are_refused(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    text = {**small, "vocab_size": pico.VOCAB, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackbone, match="CLIPVisionModel"):
+        Backbone.load(tmp_path)
+
+
+def test_an_encoder_decoder_gives_no_embedding(model_folder: ModelFolder) -> None:
+    with pytest.raises(UnsupportedBackbone, match="two towers"):
+        Backbone.load(model_folder("t5"), task="embedding")
 
 
 def test_parse_task() -> None:

@@ -136,9 +136,21 @@ def _load_model(checkpoint: Checkpoint, architecture: Architecture, dtype: str) 
             f"it was not saved for the task {architecture.task.value!r}; choose another with --task",
             param="task",
         )
+    _check_one_tower(model, checkpoint, architecture)
     _check_tied(model, architecture)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_one_tower(model: PreTrainedModel, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """An embedding is one forward of one encoder; models that want two inputs at once cannot give one for either."""
+    two_towers = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
+    if architecture.task is Task.EMBEDDING and (two_towers or architecture.config.is_encoder_decoder):
+        raise UnsupportedBackbone(
+            f"{checkpoint.folder.name} is a {type(model).__name__}, which has two towers: save one of them alone "
+            "(for CLIP as CLIPVisionModel or CLIPTextModel) and serve that",
+            param="base",
+        )
 
 
 def _check_tied(model: PreTrainedModel, architecture: Architecture) -> None:
