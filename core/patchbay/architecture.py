@@ -46,7 +46,7 @@ _SUFFIX: Mapping[str, Task] = {
     "ForSequenceClassification": Task.TEXT_CLASSIFICATION,
     "ForImageClassification": Task.IMAGE_CLASSIFICATION,
 }
-_CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
+CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
 
 
 class Kind(StrEnum):
@@ -214,7 +214,7 @@ def _specs(
         parameter, *tied = groups.get(place, (place,))
         stored = checkpoint.tensors[name]
         kind, axis = roles.get(parameter, (Kind.OTHER, None))
-        head = task in _CLASSIFIERS and not parameter.startswith(f"{model.base_model_prefix}.")
+        head = task in CLASSIFIERS and not parameter.startswith(f"{model.base_model_prefix}.")
         yield TensorSpec(name, parameter, stored.shape, stored.dtype, kind, axis, tuple(tied), head)
 
 

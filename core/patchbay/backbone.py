@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from patchbay.architecture import AUTO_CLASS, Architecture, Task, TensorSpec
+from patchbay.architecture import AUTO_CLASS, CLASSIFIERS, Architecture, Task, TensorSpec
 from patchbay.checkpoint import Checkpoint, raw_bytes
 from patchbay.errors import UnsupportedBackbone
 
@@ -46,6 +46,7 @@ class Backbone:
         """
         checkpoint = Checkpoint.open(source)
         architecture = Architecture.of(checkpoint, parse_task(task))
+        _check_labels(checkpoint, architecture)
         model = _load_model(checkpoint, architecture, dtype)
         where = _device(device)
         model = model.to(where).eval().requires_grad_(False)  # type: ignore[arg-type]
@@ -74,7 +75,7 @@ class Backbone:
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The classes of the base's own classification head, or None where it has no such head."""
-        if self.task not in (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
+        if self.task not in CLASSIFIERS:
             return None
         return labels_of(self.architecture.config.to_dict())
 
@@ -140,6 +141,15 @@ def _load_model(checkpoint: Checkpoint, architecture: Architecture, dtype: str) 
     _check_tied(model, architecture)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_labels(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    labels = labels_of(architecture.config.to_dict()) or ()
+    if architecture.task in CLASSIFIERS and len(set(labels)) != len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise UnsupportedBackbone(
+            f"{checkpoint.folder.name} names two classes {twice!r}: make the values of id2label distinct", param="base"
+        )
 
 
 def _check_one_tower(model: PreTrainedModel, checkpoint: Checkpoint, architecture: Architecture) -> None:

@@ -4,6 +4,7 @@ own.
 
 from __future__ import annotations
 
+import anyio
 from fastapi import FastAPI
 
 import patchbay
@@ -15,6 +16,7 @@ from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit, Measure
 from patchbay_server.routes import ROUTERS
 from patchbay_server.settings import Settings
+from patchbay_server.threads import THREADS
 
 
 def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
@@ -29,6 +31,7 @@ def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
+    app.state.inference = anyio.CapacityLimiter(THREADS)
     app.state.metrics = metrics = Metrics(engine)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

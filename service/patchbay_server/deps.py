@@ -1,4 +1,7 @@
-"""What routes are given: the engine, the store, the tenant. All of it hangs on the app, none of it is global."""
+"""What routes are given: the engine, the store, the tenant. All of it hangs on the app, none of it is global.
+
+The functions are coroutines because FastAPI runs plain ones in its thread pool, and a probe must not wait for a thread.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,27 @@ from patchbay_server.resolve import Resolved, resolve
 from patchbay_server.settings import Settings
 
 
-def get_engine(request: Request) -> Engine:
+async def get_engine(request: Request) -> Engine:
     engine: Engine = request.app.state.engine
     return engine
 
 
-def get_hub(request: Request) -> Hub:
+async def get_hub(request: Request) -> Hub:
     hub: Hub = request.app.state.hub
     return hub
 
 
-def get_metrics(request: Request) -> Metrics:
+async def get_metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def get_tenant() -> str:
+async def get_tenant() -> str:
     """One tenant until keys have owners; every catalog call is given it already."""
     return DEFAULT_TENANT
 
@@ -50,7 +53,7 @@ TenantDep = Annotated[str, Depends(get_tenant)]
 class Resolver:
     """Resolves the model of one request and counts it."""
 
-    def __init__(self, engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> None:
+    def __init__(self, engine: Engine, hub: Hub, metrics: Metrics, tenant: str) -> None:
         self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, tenant
 
     def __call__(self, model: str, patch: Recipe | None, head: str | None) -> tuple[Resolved, str]:
@@ -61,4 +64,8 @@ class Resolver:
         return resolved, path
 
 
-ResolverDep = Annotated[Resolver, Depends(Resolver)]
+async def get_resolver(engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> Resolver:
+    return Resolver(engine, hub, metrics, tenant)
+
+
+ResolverDep = Annotated[Resolver, Depends(get_resolver)]

@@ -101,11 +101,20 @@ async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    worst = max(error.errors(), key=_tells)
+    found = error.errors()
+    # A list of which a member is bad also complains that it has too few good ones: only the member says why.
+    worst = max((one for one in found if not _is_around(one, found)), key=_tells)
     if worst["type"] == "json_invalid":
         return _respond(f"the body is not JSON: {worst['ctx']['error']}", 422, "invalid_request")
+    if worst["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        return _respond("send the body as JSON, with 'Content-Type: application/json'", 422, "invalid_request", "body")
     place = _place(worst["loc"])
     return _respond(f"{place}: {worst['msg']}", 422, "invalid_request", place)
+
+
+def _is_around(one: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
+    place = one["loc"]
+    return any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in found)
 
 
 def _tells(found: Mapping[str, Any]) -> tuple[bool, int, bool]:
@@ -127,7 +136,10 @@ def _place(location: Sequence[str | int]) -> str:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "http_error")
-    return _respond(str(error.detail), error.status_code, code, headers=error.headers)
+    message = str(error.detail)
+    if code == "unknown_route":
+        message = f"there is no route {request.method} {request.url.path[:200]}"
+    return _respond(message, error.status_code, code, headers=error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -50,7 +50,13 @@ class Resolved:
             {"name": pin.name, "version": pin.version, "digest": pin.digest, "weight": weights[pin.term]}
             for pin in self.pinned
         ]
-        return {"path": path, "deltas": deltas, "recipe": self.recipe.describe() if self.recipe else None}
+        return {"path": path, "deltas": deltas, "recipe": self._replayable()}
+
+    def _replayable(self) -> str | None:
+        """The recipe as an expression that, sent as `model`, asks for the same again: a head beside it goes inside."""
+        if self.recipe is None:
+            return None
+        return self.recipe.model_copy(update={"head": self.head}).describe()
 
 
 def resolve(
@@ -109,7 +115,15 @@ def _pin(hub: Hub, tenant: str, recipe: Recipe, head: str | None, *, label: str)
 
 
 def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
-    return hub.catalog.get_delta(tenant, name, version)
+    if name == BASE:
+        raise InvalidRecipe("the base is no term: a smaller weight is nearer to it, as in '0.5*math'", param="model")
+    try:
+        return hub.catalog.get_delta(tenant, name, version)
+    except NotFound as error:
+        if _saved_merge(hub, tenant, name) is not None:
+            message = f"{name!r} is a saved merge, which cannot be a term of another: write its deltas out"
+            raise InvalidRecipe(message, param="model") from error
+        raise NotFound(error.message, param="model") from error
 
 
 def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:

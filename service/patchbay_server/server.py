@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sys
@@ -12,14 +13,17 @@ import uvicorn
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
 from patchbay.engine.engine import Engine
-from patchbay.errors import DeltaError, NotFound, PatchbayError, StoreUnavailable
+from patchbay.errors import DeltaError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
+from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.filesystem import FileBlobs
 from patchbay.store.hub import Hub
 from patchbay_server.app import create_app
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.urls import open_catalog
+
+DRAIN_S = 15
 
 
 class CannotListen(PatchbayError):
@@ -33,6 +37,25 @@ def open_hub(settings: Settings, base_name: str) -> Hub:
     settings.store.mkdir(parents=True, exist_ok=True)
     reserved = frozenset({BASE, base_name, *METHODS})
     return Hub(open_catalog(settings.catalog_url), FileBlobs(settings.store / "blobs"), reserved)
+
+
+def check_store(hub: Hub, backbone: Backbone) -> list[str]:
+    """The names whose bytes are not in this server's blob store.
+
+    Raises WrongBase where the store holds deltas of another base: a catalog belongs to one base.
+    """
+    records = hub.catalog.list_deltas(DEFAULT_TENANT)
+    for record in records:
+        if record.name == backbone.name:
+            raise InvalidName(f"the store has a delta named {record.name!r}, as the base is: rename the base's folder")
+        made_for = json.loads(record.summary).get("base", backbone.fingerprint)
+        if made_for != backbone.fingerprint:
+            raise WrongBase(
+                f"the store holds {record.name!r}, a delta of another base ({made_for[:19]}..., this one is "
+                f"{backbone.fingerprint[:19]}...): give every base a store of its own with --store or --store-url",
+                param="store",
+            )
+    return [record.name for record in records if not hub.blobs.exists(record.digest)]
 
 
 def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
@@ -50,20 +73,29 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
 
 
 def serve(settings: Settings) -> None:
-    """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen or StoreUnavailable before it listens."""
+    """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen, WrongBase or StoreUnavailable before it
+    listens.
+    """
     with _bind(settings) as listener:  # before the base is loaded, which can take minutes
         backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
         hub = open_hub(settings, backbone.name)
         try:
-            app = create_app(settings, open_engine(settings, backbone, hub), hub)
-            _listen(uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)), listener, backbone)
+            for name in check_store(hub, backbone):
+                print(f"warning: the bytes of {name!r} are not in {settings.store}: upload it again", file=sys.stderr)
+            engine = open_engine(settings, backbone, hub)
+            app = create_app(settings, engine, hub)
+            config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S)
+            _listen(uvicorn.Server(config), listener, engine)
         finally:
             hub.close()
 
 
-def _listen(server: uvicorn.Server, listener: socket.socket, backbone: Backbone) -> None:
+def _listen(server: uvicorn.Server, listener: socket.socket, engine: Engine) -> None:
+    backbone = engine.backbone
+
     def stop(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
+        engine.stop()
 
     # uvicorn raises the signal that stopped it once more when it has shut down: with the default handlers that would
     # kill the process before it has tidied up.

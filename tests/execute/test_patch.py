@@ -17,9 +17,10 @@ from patchbay.backbone import Backbone
 from patchbay.checkpoint import raw_bytes
 from patchbay.compress.reconstruct import reconstruct
 from patchbay.delta import Delta, SparseRows
-from patchbay.errors import PatchInProgress
+from patchbay.errors import BackboneError, PatchInProgress
+from patchbay.execute import patch
 from patchbay.execute.patch import Patcher
-from patchbay.merge import MatrixPlan, MergePlan
+from patchbay.merge import MatrixPlan, MergePlan, Recipe, Term, build_plan
 
 ModelFolder = Callable[..., Path]
 Pair = Callable[[str, torch.dtype], list[Delta]]
@@ -360,3 +361,47 @@ def test_delta_that_does_not_fit_restores(llama: Path, llama_deltas: list[Delta]
     with pytest.raises(IndexError), Patcher(backbone).patched(pico.plan([broken], [1.0]), [broken]):
         pytest.fail("half a patch was let in")
     assert backbone.compute_digest() == backbone.resident_digest
+
+
+def test_a_tensor_stored_whole_by_one_and_pruned_by_another_is_rounded_once(
+    model_folder: Callable[..., Path], finetune_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = model_folder("llama", dtype=torch.bfloat16)
+    backbone = Backbone.load(folder)
+    tuned = finetune_folder("llama", dtype=torch.bfloat16)
+    pruned = pico.delta(folder, tuned, tmp_path / "a.safetensors", density=0.3)
+    name = next(iter(pruned.matrices))
+    whole = replace(
+        pruned,
+        matrices={n: rows for n, rows in pruned.matrices.items() if n != name},
+        vectors={**pruned.vectors, name: torch.full(pruned.matrices[name].shape, 1e-3)},
+    )
+    recipe = Recipe(terms=(Term(delta="a", weight=0.6), Term(delta="b", weight=0.4)))
+    canonical = recipe.canonical({"a": "sha256:" + "a" * 64, "b": "sha256:" + "b" * 64}, True, {})
+    summed = 0.6 * pruned.matrices[name].to_dense() + 0.4 * whole.vectors[name]
+    expected = (backbone.tensor(name).float() + summed).to(torch.bfloat16)
+    with Patcher(backbone).patched(build_plan(canonical, [pruned, whole]), [pruned, whole]):
+        assert torch.equal(backbone.tensor(name), expected)
+    assert backbone.compute_digest() == backbone.resident_digest
+
+
+def test_weights_that_could_not_be_restored_are_never_served_again(
+    llama: Path, llama_tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is injected: no input is known that makes writing a tensor's own bits back fail."""
+    backbone = Backbone.load(llama)
+    delta = pico.delta(llama, llama_tuned, tmp_path / "a.safetensors", density=0.3)
+    patcher, plan = Patcher(backbone), pico.plan([delta], [1.0])
+    write, calls = patch._write_bits, []
+
+    def out_of_memory_once(tensor: torch.Tensor, positions: torch.Tensor | None, bits: torch.Tensor) -> None:
+        calls.append(tensor)
+        if len(calls) == 1:
+            raise MemoryError
+        write(tensor, positions, bits)
+
+    with patcher.patched(plan, [delta]):
+        monkeypatch.setattr(patch, "_write_bits", out_of_memory_once)
+    assert patcher.damaged and len(calls) > 5, "the other tensors are put back all the same"
+    with pytest.raises(BackboneError, match="restart"), patcher.patched(plan, [delta]):
+        pass

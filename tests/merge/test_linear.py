@@ -30,7 +30,7 @@ def test_one_fine_tune_is_its_own_mean(weight: float) -> None:
     assert mean_weights(torch.tensor([weight]), {}).tolist() == [1.0]
 
 
-@pytest.mark.parametrize("weights", [[0.0], [1.0, -1.0], [0.3, 0.3, -0.6], [1e-9]])
+@pytest.mark.parametrize("weights", [[0.0], [1.0, -1.0], [0.3, 0.3, -0.6], [1e-9, -1e-9]])
 def test_weights_that_sum_to_nothing(weights: list[float]) -> None:
     with pytest.raises(InvalidRecipe, match="task_arithmetic") as caught:
         mean_weights(torch.tensor(weights), {})

@@ -56,6 +56,7 @@ def test_a_record(served: Served, files: Files) -> None:
             "labels": ["cat", "dog", "owl"],
             "own_head": False,
             "finetuned": manifest.provenance.finetuned,
+            "base": manifest.base.fingerprint,
         },
     }
     assert ok(served.get("/v1/deltas")) == {"data": [record]}

@@ -101,7 +101,7 @@ def test_more_inputs_than_one_forward_pass_takes(encoder: Served) -> None:
         ({"input": ARRAYS}, 422, "invalid_input", "input"),
         ({"input": ["the cat", ARRAYS[0]]}, 422, "invalid_input", "input"),
         ({"input": {"image": "aGk="}}, 422, "invalid_input", "input"),
-        ({"model": "mat"}, 404, "not_found", "name"),
+        ({"model": "mat"}, 404, "not_found", "model"),
         ({"model": "math - "}, 422, "invalid_expression", "model"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,

@@ -99,7 +99,7 @@ def test_a_merge_that_follows(served: Served, delta_file: Callable[..., Path]) -
     ok(served.put("/v1/deltas/math/current", {"version": 1}))
     assert served.classify("both", IMAGE) == first
     ok(served.delete("/v1/deltas/math"))
-    assert_error(served.post("/v1/classify", {"model": "both", "input": IMAGE}), 404, "not_found", "name")
+    assert_error(served.post("/v1/classify", {"model": "both", "input": IMAGE}), 404, "not_found", "model")
 
 
 def test_versions_that_were_named_stay(served: Served, delta_file: Callable[..., Path]) -> None:
@@ -117,14 +117,17 @@ def test_versions_that_were_named_stay(served: Served, delta_file: Callable[...,
         ("task_arithmetic", "math", 422, "invalid_name", "name"),
         ("math", "math", 409, "name_taken", "name"),
         ("taken", "math", 409, "name_taken", "name"),
-        ("both", "mat", 404, "not_found", "name"),
-        ("both", "math@7", 404, "not_found", "version"),
-        ("both", "taken", 404, "not_found", "name"),
+        ("both", "mat", 404, "not_found", "model"),
+        ("both", "math@7", 404, "not_found", "model"),
+        ("both", "taken", 422, "invalid_recipe", "model"),
+        ("both", "math + base", 422, "invalid_recipe", "model"),
         ("both", "math +", 422, "invalid_expression", "model"),
         ("both", "nope(math)", 422, "unknown_method", "method"),
         ("both", "linear(math, -code)", 422, "invalid_recipe", "terms"),
         ("both", "linear(math; x=1)", 422, "invalid_recipe", "params.x"),
         ("both", {"terms": []}, 422, "invalid_request", "recipe.terms"),
+        ("both", {"terms": ["math"]}, 422, "invalid_request", "recipe.terms.0"),
+        ("both", {"terms": [{"delta": "math", "wieght": 1}]}, 422, "invalid_request", "recipe.terms.0.wieght"),
         ("both", {"terms": [{"delta": "math", "weight": 11}]}, 422, "invalid_request", "recipe.terms.0.weight"),
         ("both", {"terms": [{"delta": "math"}] * 9}, 422, "invalid_request", "recipe.terms"),
         ("both", 5, 422, "invalid_request", "recipe"),

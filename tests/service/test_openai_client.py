@@ -67,7 +67,7 @@ def test_models(writer: openai.OpenAI, llama: Served) -> None:
 def test_errors(writer: openai.OpenAI, llama: Served) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         writer.completions.create(model="maht", prompt="the cat")
-    assert (missing.value.code, missing.value.param, missing.value.type) == ("not_found", "name", "not_found_error")
+    assert (missing.value.code, missing.value.param, missing.value.type) == ("not_found", "model", "not_found_error")
     assert "close names: math" in str(missing.value)
     with pytest.raises(openai.NotFoundError) as unknown:
         writer.models.retrieve("maht")

@@ -143,9 +143,9 @@ def test_more_inputs_than_one_forward_pass_takes(vit: Served) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "code", "param"),
     [
-        ({"model": "mat"}, 404, "not_found", "name"),
-        ({"model": "math@2"}, 404, "not_found", "version"),
-        ({"model": "math + cod"}, 404, "not_found", "name"),
+        ({"model": "mat"}, 404, "not_found", "model"),
+        ({"model": "math@2"}, 404, "not_found", "model"),
+        ({"model": "math + cod"}, 404, "not_found", "model"),
         ({"model": "math +"}, 422, "invalid_expression", "model"),
         ({"model": "Math"}, 422, "invalid_expression", "model"),
         ({"model": "100*math"}, 422, "invalid_expression", "model"),
@@ -182,7 +182,7 @@ def test_refusals(vit: Served, change: dict[str, object], status: int, code: str
 
 
 def test_unknown_deltas_are_answered_with_close_names(vit: Served) -> None:
-    message = assert_error(vit.post("/v1/classify", {"model": "maht", "input": ARRAYS[0]}), 404, "not_found", "name")
+    message = assert_error(vit.post("/v1/classify", {"model": "maht", "input": ARRAYS[0]}), 404, "not_found", "model")
     assert message == "there is no delta 'maht'; close names: math"
 
 

@@ -21,7 +21,20 @@ from patchbay.errors import InputError
 
 Progress = Callable[[int, int, str], None]
 SHARD_BYTES = 2 << 30
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".onnx", ".gguf")
+# What a fine-tune shares with its base. The base's model card and pooling modules would be false for it.
+_COMPANIONS = (
+    "tokenizer",
+    "vocab",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "sentencepiece",
+    "spiece",
+    "generation_config.json",
+    "chat_template",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 def reconstruct(delta_path: Path, base: str | Path, out: Path, on_progress: Progress | None = None) -> None:
@@ -106,7 +119,7 @@ def _shard_name(number: int) -> str:
 def _write_companions(checkpoint: Checkpoint, delta: Delta, out: Path) -> None:
     """config.json with the fine-tune's changes; tokenizer and preprocessor files with its added tokens."""
     for file in checkpoint.folder.iterdir():
-        if file.is_file() and file.suffix not in _WEIGHTS and file.name not in (INDEX, "config.json"):
+        if file.is_file() and file.name.startswith(_COMPANIONS):
             shutil.copyfile(file, out / file.name)
     changed = {**checkpoint.config, **delta.manifest.config}
     config = {key: value for key, value in changed.items() if key not in delta.manifest.config_removed}

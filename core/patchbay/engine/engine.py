@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 
-from patchbay.architecture import Task
+from patchbay.architecture import CLASSIFIERS, Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.delta.manifest import Token
@@ -22,8 +22,8 @@ from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, MergePlan, build_plan
 from patchbay.models.classifier import Classification, classify
 from patchbay.models.embedding import Embedded, embed
-from patchbay.models.generation import Completion, SamplingParams, complete
-from patchbay.models.heads import CLASSIFIERS, HeadModel, base_head, choose_head, delta_head
+from patchbay.models.generation import Completion, SamplingParams, any_set, complete
+from patchbay.models.heads import HeadModel, base_head, choose_head, delta_head
 from patchbay.models.inputs import Input, Inputs
 
 Load = Callable[[str], Delta]
@@ -52,6 +52,7 @@ class Engine:
         self._load = load
         self._patcher = Patcher(backbone)
         self._lock = Lock()
+        self._stopping = Event()
 
     def classify(
         self, recipe: CanonicalRecipe | None, inputs: Sequence[Input], names: Mapping[str, str], head: str | None
@@ -77,14 +78,30 @@ class Engine:
             return embed(self.backbone, batch)
 
     def complete(
-        self, recipe: CanonicalRecipe | None, prompts: Sequence[str | list[int]], params: SamplingParams
+        self,
+        recipe: CanonicalRecipe | None,
+        prompts: Sequence[str | list[int]],
+        params: SamplingParams,
+        cancelled: Event | None = None,
     ) -> list[Completion]:
-        """One completion a prompt. Raises UnsupportedTask, InputError."""
+        """One completion a prompt; fewer and shorter ones once `cancelled` is set or the engine is stopped.
+
+        Raises UnsupportedTask, InputError.
+        """
         self._require("complete text", Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
         deltas = self._deltas(recipe)
         tokenizer = self.inputs.tokenizer_with(_tokens(deltas))
         with self._patched(recipe, deltas):
-            return [complete(self.backbone, tokenizer, prompt, params) for prompt in prompts]
+            ends = [self._stopping, *([cancelled] if cancelled else [])]
+            return [complete(self.backbone, tokenizer, prompt, params, ends) for prompt in prompts if not any_set(ends)]
+
+    def stop(self) -> None:
+        """Generation ends at its next token, now and from now on: the process is about to end."""
+        self._stopping.set()
+
+    def check_health(self) -> None:
+        """Raises BackboneError where the resident weights cannot be trusted any more."""
+        self._patcher.check()
 
     def verify(self) -> Verdict:
         """Hashes the resident weights between two requests and compares with the digest taken at load."""
@@ -101,7 +118,7 @@ class Engine:
     def _require(self, what: str, *tasks: Task) -> None:
         if self.backbone.task not in tasks:
             raise UnsupportedTask(
-                f"{self.backbone.name} is a {self.backbone.task.value} model and cannot {what}", param="model"
+                f"{self.backbone.name!r} is loaded for {self.backbone.task.value} and cannot {what}", param="model"
             )
 
     def _deltas(self, recipe: CanonicalRecipe | None) -> dict[str, Delta]:
@@ -124,6 +141,7 @@ class Engine:
         plan = self._plan(recipe, deltas) if recipe else None
         with self._lock:
             if plan is None:
+                self._patcher.check()
                 yield
                 return
             with self._patcher.patched(plan, list(deltas.values())):

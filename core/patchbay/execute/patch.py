@@ -7,6 +7,7 @@ changed. The overwritten bits are saved and written back. Knows nothing of reque
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ import torch
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.delta.delta import apply_difference
-from patchbay.delta.manifest import DTYPES
-from patchbay.errors import PatchInProgress
+from patchbay.errors import BackboneError, PatchInProgress
 from patchbay.merge import MatrixPlan, MergePlan
 
+logger = logging.getLogger(__name__)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -41,6 +42,7 @@ class Patcher:
 
     def __post_init__(self) -> None:
         self._applied = Lock()
+        self.damaged = False  # a restore failed: the resident weights are not the base's any more
 
     @contextmanager
     def patched(self, plan: MergePlan, deltas: Sequence[Delta]) -> Iterator[None]:
@@ -48,6 +50,7 @@ class Patcher:
 
         Restores on the way out, also when the body or the patching itself raises. Raises PatchInProgress when nested.
         """
+        self.check()
         if not self._applied.acquire(blocking=False):
             raise PatchInProgress("another patch is applied to this backbone; finish it first")
         saved: list[Saved] = []
@@ -55,9 +58,23 @@ class Patcher:
             self._apply(plan, deltas, saved)
             yield
         finally:
-            for item in reversed(saved):
+            try:
+                self._restore(saved)
+            finally:
+                self._applied.release()
+
+    def check(self) -> None:
+        """Raises BackboneError once a restore has failed: nothing may be answered from these weights again."""
+        if self.damaged:
+            raise BackboneError("the resident weights could not be restored after a failure: restart the server")
+
+    def _restore(self, saved: list[Saved]) -> None:
+        for item in reversed(saved):
+            try:
                 _write_bits(item.tensor, item.positions, item.bits)
-            self._applied.release()
+            except BaseException:
+                self.damaged = True
+                logger.exception("a tensor could not be restored")
 
     def _apply(self, plan: MergePlan, deltas: Sequence[Delta], saved: list[Saved]) -> None:
         for name, matrix in plan.matrices.items():
@@ -85,14 +102,12 @@ class Patcher:
             _overwrite(tensor, None, merged.reshape(-1), saved)
 
     def _patch_exceptions(self, delta: Delta, saved: list[Saved]) -> None:
-        """Only where the resident dtype is the fine-tune's: elsewhere the base was converted and round(base + delta)
-        stands.
-        """
+        """Where the resident dtype can hold the fine-tune's values: in a narrower one round(base + delta) stands."""
         for name, exceptions in delta.exceptions.items():
             tensor = self.backbone.tensor(name)
-            if tensor.dtype == DTYPES[delta.manifest.tensors[name].dtype]:
+            if torch.promote_types(tensor.dtype, exceptions.bits.dtype) == tensor.dtype:
                 positions = exceptions.positions.to(tensor.device, torch.int64)
-                _overwrite(tensor, positions, exceptions.bits.to(tensor.device), saved)
+                _overwrite(tensor, positions, exceptions.bits.to(tensor.device, tensor.dtype), saved)
 
 
 def _merged_entries(
@@ -121,6 +136,10 @@ def _scaled_parts(
         if name in delta.matrices:
             positions = delta.matrices[name].positions.to(tensor.device, torch.int64)
             values = delta.matrices[name].values.to(tensor.device)
+            yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
+        elif name in delta.vectors:
+            positions = torch.arange(tensor.numel(), device=tensor.device)
+            values = delta.vectors[name].reshape(-1).to(tensor.device)
             yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
 
 

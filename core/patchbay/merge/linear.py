@@ -21,6 +21,6 @@ def mean_weights(weights: torch.Tensor, params: Mapping[str, Scalar]) -> torch.T
     Raises InvalidRecipe where the weights sum to nothing.
     """
     total = float(weights.sum())
-    if abs(total) < 1e-6:
+    if abs(total) <= 1e-6 * float(weights.abs().sum()):
         raise InvalidRecipe(f"the weights of a mean sum to {total:g}; use task_arithmetic for a sum", param="terms")
     return weights / total

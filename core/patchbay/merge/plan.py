@@ -50,11 +50,13 @@ def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta]) -> MergePlan:
     _check_same_base(deltas)
     weights = torch.tensor([weight for _, weight in recipe.terms], dtype=torch.float32)
     merged = method.coefficients(weights, recipe.scale, dict(recipe.params))
+    # A tensor that one delta prunes and another stores whole is a matrix for both: it is summed, then rounded, once.
+    matrices = dict.fromkeys(_union(delta.matrices for delta in deltas), merged)
     return MergePlan(
         hash=recipe.hash,
         terms=tuple(digest for digest, _ in recipe.terms),
-        matrices=dict.fromkeys(_union(delta.matrices for delta in deltas), merged),
-        vectors=_merge_vectors(merged, deltas),
+        matrices=matrices,
+        vectors=_merge_vectors(merged, deltas, matrices),
         copied=_merge_copied(deltas),
         exact=len(deltas) == 1 and bool((merged.coefficients == 1).all()) and bool((merged.base_scale == 1).all()),
     )
@@ -70,11 +72,14 @@ def _union(parts: Iterable[Iterable[str]]) -> list[str]:
     return sorted({name for part in parts for name in part})
 
 
-def _merge_vectors(merged: MatrixPlan, deltas: Sequence[Delta]) -> dict[str, torch.Tensor]:
+def _merge_vectors(
+    merged: MatrixPlan, deltas: Sequence[Delta], matrices: Mapping[str, MatrixPlan]
+) -> dict[str, torch.Tensor]:
     """sum_t C[t] * v_t in fp32; tensors without neurons take the coefficients' plain form."""
     vectors: dict[str, torch.Tensor] = {}
     for weight, delta in zip(merged.coefficients[:, 0].tolist(), deltas, strict=True):
-        for name, vector in delta.vectors.items():
+        for name in delta.vectors.keys() - matrices.keys():
+            vector = delta.vectors[name]
             vectors[name] = vectors[name] + weight * vector if name in vectors else weight * vector
     return vectors
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from transformers import (
@@ -22,6 +24,8 @@ from patchbay.models.inputs import vocabulary_of
 
 # Below it logits divided by the temperature overflow fp32; sampling is greedy long before.
 MIN_TEMPERATURE = 1e-5
+# Of prompt and answer, for models whose positions have no end (T5): attention's memory grows with the square.
+MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,15 @@ class Completion:
 
 @torch.inference_mode()
 def complete(
-    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, prompt: str | list[int], params: SamplingParams
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[int],
+    params: SamplingParams,
+    ends: Sequence[Event] = (),
 ) -> Completion:
-    """Raises InputError for a prompt that is empty, out of the vocabulary, or does not leave room for `max_tokens`."""
+    """Stops at the next token once one of `ends` is set.
+
+    Raises InputError for a prompt that is empty, out of the vocabulary, or does not leave room for `max_tokens`."""
     ids = _prompt_ids(backbone, tokenizer, prompt, params)
     tokens = torch.tensor([ids], device=backbone.device)
     config = _generation_config(backbone, tokenizer, params)
@@ -60,13 +70,17 @@ def complete(
             attention_mask=torch.ones_like(tokens),
             generation_config=config,
             logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
-            stopping_criteria=StoppingCriteriaList([_StopAt(tokenizer, params.stop, skipped)]),
+            stopping_criteria=StoppingCriteriaList([_StopAt(tokenizer, params.stop, skipped, ends)]),
         )
     new = output[0, skipped:].tolist()
     text = str(tokenizer.decode(new, skip_special_tokens=True))
     cut = min((text.find(stop) for stop in params.stop if stop in text), default=-1)
     stopped = cut >= 0 or len(new) < params.max_tokens or (bool(new) and new[-1] in _ends(backbone, tokenizer))
     return Completion(text[:cut] if cut >= 0 else text, "stop" if stopped else "length", len(ids), len(new))
+
+
+def any_set(ends: Sequence[Event]) -> bool:
+    return any(end.is_set() for end in ends)
 
 
 class _RefuseNonFinite(LogitsProcessor):
@@ -85,12 +99,14 @@ class _StopAt(StoppingCriteria):
     and fails on tokenizers of whole words.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], skipped: int) -> None:
-        self.tokenizer, self.stop, self.skipped = tokenizer, stop, skipped
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], skipped: int, ends: Sequence[Event]
+    ) -> None:
+        self.tokenizer, self.stop, self.skipped, self.ends = tokenizer, stop, skipped, ends
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **more: object) -> torch.BoolTensor:
-        found = False
-        if self.stop:
+        found = any_set(self.ends)
+        if self.stop and not found:
             text = str(self.tokenizer.decode(input_ids[0, self.skipped :], skip_special_tokens=True))
             found = any(stop in text for stop in self.stop)
         return torch.BoolTensor([found]).to(input_ids.device)  # type: ignore[return-value]
@@ -105,11 +121,10 @@ def _prompt_ids(
         raise InputError("the prompt has no tokens", param="prompt")
     if min(ids) < 0 or max(ids) >= vocabulary:
         raise InputError(f"a token id is outside the vocabulary of {vocabulary}", param="prompt")
-    limit = getattr(backbone.architecture.config, "max_position_embeddings", None)
-    needed = len(ids) + (params.max_tokens if backbone.task is Task.CAUSAL_LM else 0)
-    if limit and needed > limit:
+    limit = getattr(backbone.architecture.config, "max_position_embeddings", None) or MAX_TOKENS
+    if len(ids) + params.max_tokens > limit:
         raise InputError(
-            f"the prompt's {len(ids)} tokens and max_tokens {params.max_tokens} exceed the model's {limit}",
+            f"the prompt's {len(ids)} tokens and max_tokens {params.max_tokens} exceed the {limit} of this model",
             param="prompt",
         )
     return ids

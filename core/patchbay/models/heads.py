@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from patchbay.architecture import AUTO_CLASS, Task, detect_task, resident_names
+from patchbay.architecture import AUTO_CLASS, CLASSIFIERS, Task, detect_task, resident_names
 from patchbay.backbone import Backbone, labels_of
 from patchbay.delta import Delta
 from patchbay.errors import AmbiguousHead, MalformedDelta
 
-CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
 # What a delta's config may say about the model that is built for its head. Everything else is the base's: the file came
 # from outside, and a config can ask for a million layers or for code from elsewhere.
 HEAD_CONFIG = frozenset({"architectures", "id2label", "label2id", "problem_type"})
@@ -69,8 +68,8 @@ def delta_head(backbone: Backbone, delta: Delta) -> HeadModel:
     model = _empty_classifier(backbone, delta)
     _join(model, backbone, delta)
     labels = labels_of(model.config.to_dict())
-    if labels is None or len(labels) != model.config.num_labels:
-        raise MalformedDelta("the delta's labels do not match its head", param="labels")
+    if labels is None or len(set(labels)) != model.config.num_labels:
+        raise MalformedDelta("the delta's labels are not one name for each class of its head", param="labels")
     model.train(False)
     return HeadModel(model.requires_grad_(False), labels)
 

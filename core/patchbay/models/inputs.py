@@ -18,10 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from patchbay.backbone import Backbone
-from patchbay.delta.manifest import Token
+from patchbay.delta.manifest import MAX_RANK, Token
 from patchbay.errors import InputError, InvalidRecipe
 
-MAX_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 24
 MAX_BATCH = 64  # inputs of one forward pass: bounds its activations
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
@@ -170,9 +170,19 @@ def _image_processor(backbone: Backbone) -> Any | None:
 
 
 def _max_length(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    limits = [getattr(backbone.architecture.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    limits = [_positions(backbone), tokenizer.model_max_length]
     known = [limit for limit in limits if limit and limit < 10**9]
     return min(known) if known else None
+
+
+def _positions(backbone: Backbone) -> int | None:
+    """How many tokens have a position. RoBERTa and its kin count theirs from behind the padding token's."""
+    for name, module in backbone.model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset
+    limit: int | None = getattr(backbone.architecture.config, "max_position_embeddings", None)
+    return limit
 
 
 def _image_shape(backbone: Backbone) -> tuple[int | None, int | None, int | None]:
@@ -200,6 +210,8 @@ def _array(index: int, nested: Any) -> torch.Tensor:
         tensor = torch.tensor(nested, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(f"input {index} is no rectangular array of numbers: {error}", param="input") from error
+    if tensor.dim() > MAX_RANK:
+        raise InputError(f"input {index} has {tensor.dim()} dimensions", param="input")
     if not bool(torch.isfinite(tensor).all()):
         raise InputError(f"input {index} contains NaN or infinity", param="input")
     return tensor

@@ -98,7 +98,7 @@ def _cells(record: Record) -> dict[str, object]:
     return {
         "name": record["name"],
         "version": record["version"],
-        "state": "current" if record["current"] else "staged",
+        "state": "current" if record["current"] else "not current",
         "size": f"{record['size']:,}",
         "ratio": None if ratio is None else f"{ratio:.1f}",
         "method": summary.get("method"),
@@ -111,7 +111,7 @@ def _cells(record: Record) -> dict[str, object]:
 def _details(record: Record) -> dict[str, object]:
     shown = {"size": size_text(record["size"]), "digest": record["digest"]}
     own = {name.replace("_", " "): _plain(value) for name, value in record["summary"].items()}
-    state = "current" if record["current"] else "staged"
+    state = "current" if record["current"] else "not current"
     return {"delta": f"{record['name']}@{record['version']} ({state})", **shown, **own}
 
 

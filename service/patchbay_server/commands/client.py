@@ -83,7 +83,8 @@ def _checked(url: str) -> httpx2.URL:
         raise InputError(f"{url!r} is no URL ({error}): give one like http://127.0.0.1:8321", param="url") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InputError(f"{url!r} is no http URL: give one like http://127.0.0.1:8321", param="url")
-    return parsed
+    # What OpenAI's client wants as its base URL is taken too.
+    return parsed.copy_with(path=parsed.path.removesuffix("/").removesuffix("/v1"))
 
 
 def _authorization() -> dict[str, str]:

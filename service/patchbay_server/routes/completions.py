@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
+from functools import partial
+from threading import Event
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from patchbay.engine.engine import Engine
 from patchbay.models.generation import Completion, SamplingParams
-from patchbay_server.deps import EngineDep, ResolverDep
+from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
 from patchbay_server.routes.items import check_path
 from patchbay_server.schemas import CompletionsRequest
+from patchbay_server.threads import run_inference
 
 router = APIRouter(prefix="/v1/completions", tags=["inference"])
 _NEUTRAL_ONLY = (
@@ -29,8 +34,14 @@ _NEUTRAL_ONLY = (
 
 
 @router.post("")
-def create_completion(body: CompletionsRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
+async def create_completion(
+    request: Request, body: CompletionsRequest, engine: EngineDep, resolver: ResolverDep
+) -> dict[str, Any]:
     """One completion a prompt, under the base, a delta or a merge."""
+    return await run_inference(request, partial(_answer, body, engine, resolver))
+
+
+def _answer(body: CompletionsRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
     check_path(body)
     _check_supported(body)
     resolved, path = resolver(body.model, body.patch, body.head)
@@ -41,7 +52,7 @@ def create_completion(body: CompletionsRequest, engine: EngineDep, resolver: Res
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         seed=body.seed,
     )
-    completions = engine.complete(resolved.canonical, _prompts(body), params)
+    completions = engine.complete(resolved.canonical, _prompts(body), params, cancelled)
     return {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -57,7 +68,7 @@ def _check_supported(body: CompletionsRequest) -> None:
     for name in _NEUTRAL_ONLY:
         neutral = CompletionsRequest.model_fields[name].default
         if getattr(body, name) != neutral:
-            raise UnsupportedParameter(f"{name!r} is not supported yet; leave it at {neutral!r}", param=name)
+            raise UnsupportedParameter(f"{name!r} is not supported yet; leave it at {json.dumps(neutral)}", param=name)
 
 
 def _prompts(body: CompletionsRequest) -> list[str | list[int]]:

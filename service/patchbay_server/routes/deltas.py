@@ -137,4 +137,5 @@ def _summary(file: DeltaFile, num_parameters: int) -> dict[str, Any]:
         "labels": manifest.labels,
         "own_head": any(entry.kind == "added" for entry in manifest.tensors.values()),
         "finetuned": manifest.provenance.finetuned,
+        "base": manifest.base.fingerprint,
     }

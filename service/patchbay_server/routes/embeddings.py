@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
+from threading import Event
 from typing import Any
 
 import torch
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from patchbay_server.deps import EngineDep, ResolverDep
+from patchbay.engine.engine import Engine
+from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
 from patchbay_server.routes.items import check_path, to_inputs
 from patchbay_server.schemas import EmbeddingsRequest
+from patchbay_server.threads import run_inference
 
 router = APIRouter(prefix="/v1/embeddings", tags=["inference"])
 
 
 @router.post("")
-def create_embeddings(body: EmbeddingsRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
+async def create_embeddings(
+    request: Request, body: EmbeddingsRequest, engine: EngineDep, resolver: ResolverDep
+) -> dict[str, Any]:
     """One unit vector an input: fp32 numbers, or their little-endian bytes in base64."""
+    return await run_inference(request, partial(_answer, body, engine, resolver))
+
+
+def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
     check_path(body)
     if body.dimensions is not None:
         raise UnsupportedParameter("'dimensions' is not supported: vectors have the model's width", param="dimensions")

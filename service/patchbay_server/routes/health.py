@@ -7,7 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from patchbay.errors import StoreUnavailable
-from patchbay_server.deps import HubDep, MetricsDep
+from patchbay_server.deps import EngineDep, HubDep, MetricsDep
 
 router = APIRouter(tags=["health"])
 # Its own thread: a probe must not wait behind the requests that fill the common pool.
@@ -21,8 +21,9 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def readyz(hub: HubDep) -> dict[str, str]:
-    """The base is loaded and the catalog answers within two seconds; 503 otherwise."""
+async def readyz(engine: EngineDep, hub: HubDep) -> dict[str, str]:
+    """The base is loaded and sound, and the catalog answers within two seconds; 5xx otherwise."""
+    engine.check_health()
     try:
         with anyio.fail_after(2):
             await anyio.to_thread.run_sync(hub.catalog.ping, limiter=_probe_threads, abandon_on_cancel=True)

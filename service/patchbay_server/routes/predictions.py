@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+from threading import Event
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from patchbay_server.deps import EngineDep, ResolverDep
+from patchbay.engine.engine import Engine
+from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.routes.items import check_path, to_inputs
 from patchbay_server.schemas import ClassifyRequest
+from patchbay_server.threads import run_inference
 
 router = APIRouter(prefix="/v1/classify", tags=["inference"])
 
 
 @router.post("")
-def classify(body: ClassifyRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
+async def classify(request: Request, body: ClassifyRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """A label and its probabilities for every input, under the base, a delta or a merge."""
+    return await run_inference(request, partial(_answer, body, engine, resolver))
+
+
+def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
     check_path(body)
     resolved, path = resolver(body.model, body.patch, body.head)
     results = engine.classify(resolved.canonical, to_inputs(body.input), resolved.names, resolved.head)
