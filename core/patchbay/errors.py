@@ -4,7 +4,8 @@ PatchbayError
 ├── BackboneError                the base model cannot be loaded or served
 │   ├── UnsupportedBackbone      quantised, needs remote code, pickled, unknown architecture
 │   ├── UnsupportedTask          the backbone cannot do what was asked (classify with a causal LM)
-│   └── PatchInProgress          a second patch while one is applied
+│   ├── PatchInProgress          a second patch while one is applied
+│   └── ShuttingDown             the engine was stopped while it answered
 ├── InputError                   what was sent to the model cannot be read (image, array, text)
 ├── FinetuneMismatch             a fine-tuned checkpoint does not fit its base
 ├── DeltaError                   a delta file cannot be accepted
@@ -63,6 +64,10 @@ class UnsupportedTask(BackboneError):
 
 class PatchInProgress(BackboneError):
     code = "patch_in_progress"
+
+
+class ShuttingDown(BackboneError):
+    code = "shutting_down"
 
 
 class InputError(PatchbayError):

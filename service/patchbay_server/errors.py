@@ -49,6 +49,7 @@ STATUS: Mapping[type, int] = {
     errors.RecipeError: 422,
     errors.StoreFull: 507,
     errors.StoreUnavailable: 503,
+    errors.ShuttingDown: 503,
     errors.PatchbayError: 500,
 }
 _TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}

@@ -85,22 +85,32 @@ def serve(settings: Settings) -> None:
             engine = open_engine(settings, backbone, hub)
             app = create_app(settings, engine, hub)
             config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S)
-            _listen(uvicorn.Server(config), listener, engine)
+            _listen(_Server(config, engine), listener)
         finally:
             hub.close()
 
 
-def _listen(server: uvicorn.Server, listener: socket.socket, engine: Engine) -> None:
-    backbone = engine.backbone
+class _Server(uvicorn.Server):
+    """Tells the engine, too, when it is told to end: a long completion would be waited for otherwise."""
 
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.engine.stop()
+        super().handle_exit(sig, frame)
+
+
+def _listen(server: _Server, listener: socket.socket) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
-        engine.stop()
 
-    # uvicorn raises the signal that stopped it once more when it has shut down: with the default handlers that would
-    # kill the process before it has tidied up.
+    # For the moments before and after uvicorn's own handlers: it raises the signal that stopped it once more when it
+    # has shut down, and the default handlers would kill the process before it has tidied up.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    backbone = server.engine.backbone
     listener.listen()  # before it is announced: who connects at once waits for uvicorn instead of being refused
     host, port = listener.getsockname()[:2]
     print(

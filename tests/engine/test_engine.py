@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests import pico
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
 from patchbay.engine.engine import Engine
-from patchbay.errors import InputError, InvalidRecipe, UnsupportedTask
+from patchbay.errors import InputError, InvalidRecipe, ShuttingDown, UnsupportedTask
 from patchbay.merge import CanonicalRecipe, find_method, parse
 from patchbay.models.generation import SamplingParams
 from patchbay.models.inputs import ArrayInput
@@ -163,3 +164,23 @@ def test_what_a_failed_load_raises_is_not_kept(base: Backbone, deltas: Mapping[s
     with pytest.raises(LookupError):
         probabilities(engine, "math")
     assert probabilities(engine, "math") != probabilities(engine, None)
+
+
+def test_a_stopped_engine_answers_no_completion(
+    model_folder: Callable[..., Path],
+) -> None:
+    engine = Engine(Backbone.load(model_folder("llama")), refuse_to_load)
+    engine.stop()
+    with pytest.raises(ShuttingDown):
+        engine.complete(None, ["the cat"], SamplingParams(max_tokens=200, temperature=0))
+
+
+def test_nobody_waits_so_nothing_goes_on(model_folder: Callable[..., Path]) -> None:
+    engine = Engine(Backbone.load(model_folder("llama")), refuse_to_load)
+    gone = Event()
+    gone.set()
+    assert engine.complete(None, ["the cat"], SamplingParams(max_tokens=200, temperature=0), gone) == []
+
+
+def refuse_to_load(digest: str) -> Delta:
+    raise AssertionError("the base alone needs no delta")

@@ -17,7 +17,7 @@ from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.delta.manifest import Token
 from patchbay.engine.pool import Pool
-from patchbay.errors import UnsupportedTask
+from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, MergePlan, build_plan
 from patchbay.models.classifier import Classification, classify
@@ -84,16 +84,19 @@ class Engine:
         params: SamplingParams,
         cancelled: Event | None = None,
     ) -> list[Completion]:
-        """One completion a prompt; fewer and shorter ones once `cancelled` is set or the engine is stopped.
+        """One completion a prompt; fewer and shorter ones once `cancelled` is set, for nobody reads them then.
 
-        Raises UnsupportedTask, InputError.
+        Raises UnsupportedTask, InputError; ShuttingDown where the engine was stopped meanwhile.
         """
         self._require("complete text", Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
         deltas = self._deltas(recipe)
         tokenizer = self.inputs.tokenizer_with(_tokens(deltas))
         with self._patched(recipe, deltas):
             ends = [self._stopping, *([cancelled] if cancelled else [])]
-            return [complete(self.backbone, tokenizer, prompt, params, ends) for prompt in prompts if not any_set(ends)]
+            done = [complete(self.backbone, tokenizer, prompt, params, ends) for prompt in prompts if not any_set(ends)]
+        if self._stopping.is_set():
+            raise ShuttingDown("the server is shutting down: ask again elsewhere or later")
+        return done
 
     def stop(self) -> None:
         """Generation ends at its next token, now and from now on: the process is about to end."""
