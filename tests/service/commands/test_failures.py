@@ -7,7 +7,7 @@ import pytest
 from patchbay import errors
 from patchbay_server.commands.failures import ServerError, ServerUnreachable, explain
 
-FAILURES = {"PatchInProgress", "StoreFull", "StoreUnavailable", "VersionConflict"}
+FAILURES = {"PatchInProgress", "ShuttingDown", "StoreFull", "StoreUnavailable", "VersionConflict"}
 ROOTS = {"PatchbayError", "BackboneError", "StoreError"}  # never raised themselves
 CLASSES = [
     kind
