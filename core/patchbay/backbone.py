@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ class Backbone:
         """Resident bytes; tied tensors count once."""
         unique = {t.data_ptr(): t.numel() * t.element_size() for t in self._tensors.values()}
         return sum(unique.values())
+
+    @cached_property
+    def max_positions(self) -> int | None:
+        """How many tokens have a position; None where positions have no end (T5) or there are no tokens.
+
+        RoBERTa and its kin count theirs from behind the padding token's.
+        """
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+                offset = 0 if module.padding_idx is None else module.padding_idx + 1
+                return module.num_embeddings - offset
+        limit: int | None = getattr(self.architecture.config, "max_position_embeddings", None)
+        return limit
 
     @property
     def num_parameters(self) -> int:

@@ -99,6 +99,12 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(*views)
 
 
+def as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor's memory as flat integers of its own width: equal bits are equal, NaN payloads are kept."""
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.view(-1).view(width)
+
+
 def tensor_sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class TaskVector:
         pairs, added, missing = _match(old_arch, new_arch)
         changed, copied = _compare(old, new, pairs, on_progress)
 
+        @lru_cache(maxsize=1)  # difference, dtype and exceptions of a tensor are asked for one after the other
         def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             return old.read(name), new.read(pairs[name])
 

@@ -23,7 +23,7 @@ from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.urls import open_catalog
 
-DRAIN_S = 15
+DRAIN_S = 15  # seconds that requests under way are given to end
 
 
 class CannotListen(PatchbayError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from threading import Event
 from typing import TypeVar
 
@@ -26,7 +25,7 @@ async def run_inference(request: Request, function: Callable[[Event], T]) -> T:
     cancelled = Event()
     watch = asyncio.create_task(_watch(request, cancelled))
     try:
-        return await anyio.to_thread.run_sync(partial(function, cancelled), limiter=limiter)
+        return await anyio.to_thread.run_sync(function, cancelled, limiter=limiter)
     finally:
         watch.cancel()
 

@@ -13,7 +13,7 @@ import torch
 
 import patchbay
 from patchbay.architecture import TensorSpec
-from patchbay.checkpoint import Checkpoint
+from patchbay.checkpoint import Checkpoint, as_bits
 from patchbay.compress.prune import KeepLargest, KeepRandom, Pruner
 from patchbay.delta import DeltaFile, Exceptions, write_delta
 from patchbay.delta.codecs import VALUES
@@ -190,9 +190,7 @@ def _exceptions(vector: TaskVector, name: str, stored: torch.Tensor) -> Exceptio
     assert pair is not None, "compress makes its vector from two models"
     before, after = pair
     reached = apply_difference(before, stored, after.dtype)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64, 1: torch.int8}[after.element_size()]
-    wrong = reached.reshape(-1).view(integer) != after.contiguous().reshape(-1).view(integer)
-    positions = torch.nonzero(wrong).flatten()
+    positions = torch.nonzero(as_bits(reached.contiguous()) != as_bits(after.contiguous())).flatten()
     return Exceptions(positions, after.reshape(-1)[positions])
 
 

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import torch
 
 from patchbay.backbone import Backbone
+from patchbay.checkpoint import as_bits
 from patchbay.delta import Delta
 from patchbay.delta.delta import apply_difference
 from patchbay.errors import BackboneError, PatchInProgress
 from patchbay.merge import MatrixPlan, MergePlan
 
 logger = logging.getLogger(__name__)
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Saved(NamedTuple):
@@ -158,16 +158,15 @@ def _per_neuron(scale: torch.Tensor, tensor: torch.Tensor, axis: int) -> torch.T
 
 
 def _overwrite(tensor: torch.Tensor, positions: torch.Tensor | None, values: torch.Tensor, saved: list[Saved]) -> None:
-    integer = _INTEGERS[tensor.element_size()]
-    bits = tensor.view(-1).view(integer)
+    bits = as_bits(tensor)
     # Saved before written, so that an interruption between the two restores what is there.
     saved.append(Saved(tensor, positions, bits.clone() if positions is None else bits[positions]))
-    _write_bits(tensor, positions, values.contiguous().view(integer))
+    _write_bits(tensor, positions, as_bits(values.contiguous()))
 
 
 def _write_bits(tensor: torch.Tensor, positions: torch.Tensor | None, bits: torch.Tensor) -> None:
     """As integers: a float copy may quieten a signalling NaN."""
-    target = tensor.view(-1).view(bits.dtype)
+    target = as_bits(tensor)
     if positions is None:
         target.copy_(bits)
     else:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from patchbay.errors import NonFiniteValue, UnsupportedTask
+from patchbay.errors import UnsupportedTask
 from patchbay.models.heads import HeadModel
 from patchbay.models.inputs import MAX_BATCH, Batch, parts
+from patchbay.models.outputs import check_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,7 @@ def classify(head: HeadModel, batch: Batch) -> list[Classification]:
     if config.num_labels == 1 or config.problem_type == "regression":
         raise UnsupportedTask("this head is a regression, not a classifier", param="model")
     logits = torch.cat([head.model(**part).logits.float() for part in parts(batch, MAX_BATCH)])
-    if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteValue("the model's output is not finite under this recipe: use smaller weights", param="model")
+    check_finite(bool(torch.isfinite(logits).all()))
     multi_label = config.problem_type == "multi_label_classification"
     probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=-1)
     return [

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from patchbay.backbone import Backbone
-from patchbay.errors import NonFiniteValue
 from patchbay.models.inputs import MAX_BATCH, Batch, parts
+from patchbay.models.outputs import check_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,7 @@ def embed(backbone: Backbone, batch: Batch) -> Embedded:
     mask. Raises NonFiniteValue where the weights drive the output out of range.
     """
     pooled = torch.cat([_pooled(backbone, part) for part in parts(batch, MAX_BATCH)])
-    if not bool(torch.isfinite(pooled).all()):
-        raise NonFiniteValue("the model's output is not finite under this recipe: use smaller weights", param="model")
+    check_finite(bool(torch.isfinite(pooled).all()))
     num_tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
     return Embedded(torch.nn.functional.normalize(pooled, dim=-1).cpu(), num_tokens)
 

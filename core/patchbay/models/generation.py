@@ -19,8 +19,9 @@ from transformers import (
 
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
-from patchbay.errors import InputError, NonFiniteValue
+from patchbay.errors import InputError
 from patchbay.models.inputs import vocabulary_of
+from patchbay.models.outputs import check_finite
 
 # Below it logits divided by the temperature overflow fp32; sampling is greedy long before.
 MIN_TEMPERATURE = 1e-5
@@ -57,7 +58,8 @@ def complete(
 ) -> Completion:
     """Stops at the next token once one of `ends` is set.
 
-    Raises InputError for a prompt that is empty, out of the vocabulary, or does not leave room for `max_tokens`."""
+    Raises InputError for a prompt that is empty, out of the vocabulary, or does not leave room for `max_tokens`.
+    """
     ids = _prompt_ids(backbone, tokenizer, prompt, params)
     tokens = torch.tensor([ids], device=backbone.device)
     config = _generation_config(backbone, tokenizer, params)
@@ -87,10 +89,7 @@ class _RefuseNonFinite(LogitsProcessor):
     """Weights that a recipe drove out of range would otherwise give any token at all. -inf is how a model masks."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if bool((scores.isnan() | scores.isposinf()).any()):
-            raise NonFiniteValue(
-                "the model's output is not finite under this recipe: use smaller weights", param="model"
-            )
+        check_finite(not bool((scores.isnan() | scores.isposinf()).any()))
         return scores
 
 
@@ -121,7 +120,7 @@ def _prompt_ids(
         raise InputError("the prompt has no tokens", param="prompt")
     if min(ids) < 0 or max(ids) >= vocabulary:
         raise InputError(f"a token id is outside the vocabulary of {vocabulary}", param="prompt")
-    limit = getattr(backbone.architecture.config, "max_position_embeddings", None) or MAX_TOKENS
+    limit = backbone.max_positions or MAX_TOKENS
     if len(ids) + params.max_tokens > limit:
         raise InputError(
             f"the prompt's {len(ids)} tokens and max_tokens {params.max_tokens} exceed the {limit} of this model",

@@ -170,19 +170,9 @@ def _image_processor(backbone: Backbone) -> Any | None:
 
 
 def _max_length(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    limits = [_positions(backbone), tokenizer.model_max_length]
+    limits = [backbone.max_positions, tokenizer.model_max_length]
     known = [limit for limit in limits if limit and limit < 10**9]
     return min(known) if known else None
-
-
-def _positions(backbone: Backbone) -> int | None:
-    """How many tokens have a position. RoBERTa and its kin count theirs from behind the padding token's."""
-    for name, module in backbone.model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - offset
-    limit: int | None = getattr(backbone.architecture.config, "max_position_embeddings", None)
-    return limit
 
 
 def _image_shape(backbone: Backbone) -> tuple[int | None, int | None, int | None]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 
-from patchbay.delta import DeltaFile, read_delta
+from patchbay.delta import Manifest, read_delta
 from patchbay.engine.engine import Engine
 from patchbay.errors import DeltaTooLarge, NotFound
 from patchbay.models.heads import check_head
@@ -122,17 +122,17 @@ def _check(engine: Engine, upload: Upload) -> str:
     """Everything that can be wrong with the file is found here; then what the catalog shows of it."""
     upload.finish()
     backbone = engine.backbone
-    check_head(backbone, read_delta(upload.path, backbone.specs, backbone.fingerprint))
-    return json.dumps(_summary(DeltaFile.open(upload.path), backbone.num_parameters))
+    delta = read_delta(upload.path, backbone.specs, backbone.fingerprint)
+    check_head(backbone, delta)
+    return json.dumps(_summary(delta.manifest, upload.size, backbone.num_parameters))
 
 
-def _summary(file: DeltaFile, num_parameters: int) -> dict[str, Any]:
-    manifest = file.manifest
+def _summary(manifest: Manifest, num_bytes: int, num_parameters: int) -> dict[str, Any]:
     return {
         "method": manifest.compression.method,
         "density": manifest.compression.density,
-        "bits_per_parameter": 8 * file.num_bytes / num_parameters,
-        "ratio": manifest.provenance.original_bytes / file.num_bytes,
+        "bits_per_parameter": 8 * num_bytes / num_parameters,
+        "ratio": manifest.provenance.original_bytes / num_bytes,
         "relative_error": manifest.statistics.relative_error,
         "labels": manifest.labels,
         "own_head": any(entry.kind == "added" for entry in manifest.tensors.values()),
