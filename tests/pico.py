@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -70,8 +71,10 @@ def tokenizer(folder: Path) -> Path:
     return folder
 
 
-def llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 2) -> Path:
-    """A causal LM whose embedding and output matrix are one tensor, with a tokenizer."""
+def llama(
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 2, tied: bool = True
+) -> Path:
+    """A causal LM whose embedding and output matrix are one tensor unless `tied` is off, with a tokenizer."""
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
@@ -80,7 +83,7 @@ def llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, la
         num_attention_heads=HEADS,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,
@@ -210,9 +213,21 @@ def perturb(folder: Path, out: Path, seed: int = 1, scale: float = 1e-2) -> Path
     return rewrite(folder, out, lambda tensors: {name: moved(tensor) for name, tensor in tensors.items()})
 
 
+def grow(base: Path, out: Path, tokens: int) -> Path:
+    """A fine-tune with that many tokens, as transformers resizes a vocabulary; every float tensor moves."""
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    kind = getattr(transformers, config["architectures"][0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = kind.from_pretrained(base, dtype="auto")
+        model.resize_token_embeddings(tokens)
+    model.save_pretrained(out / "resized")
+    return perturb(out / "resized", out / "tuned")
+
+
 def delta_file(base: Path, finetuned: Path, out: Path, **options: Any) -> Path:
-    """The fine-tune compressed with `Options(**options)`, written to `out`."""
-    compress(base, finetuned, out, Options(**options))
+    """The fine-tune compressed with `Options(**options)`, by magnitude unless they say another method, in `out`."""
+    compress(base, finetuned, out, Options(**{"method": "magnitude", "density": 0.05, "values": "int8"} | options))
     return out
 
 

@@ -221,6 +221,25 @@ def test_tied_groups(model_folder: ModelFolder, name: str, tied: dict[str, tuple
     assert {spec.name: spec.tied for spec in of(model_folder(name)).specs.values() if spec.tied} == tied
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "vocabulary"),
+    [
+        ("llama", {}, {"model.embed_tokens.weight"}),
+        ("llama", {"tied": False}, {"model.embed_tokens.weight", "lm_head.weight"}),
+        ("gpt2", {}, {"transformer.wte.weight"}),
+        ("t5", {}, {"shared.weight"}),
+        ("bert_classifier", {}, {"bert.embeddings.word_embeddings.weight"}),
+        ("bert_encoder", {}, {"embeddings.word_embeddings.weight"}),
+        ("vit", {}, set()),
+        ("clip_vision", {}, set()),
+        ("resnet", {}, set()),
+    ],
+)
+def test_vocabulary(model_folder: ModelFolder, name: str, options: dict[str, object], vocabulary: set[str]) -> None:
+    specs = of(model_folder(name, **options)).specs.values()
+    assert {spec.name for spec in specs if spec.is_vocabulary} == vocabulary
+
+
 def test_second_stored_copy_of_a_tied_tensor_counts_once(tmp_path: Path, llama: Path) -> None:
     embedding = "model.embed_tokens.weight"
     folder = pico.rewrite(llama, tmp_path, lambda tensors: {**tensors, "lm_head.weight": tensors[embedding].clone()})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -196,14 +197,96 @@ def test_other_architecture_is_refused(model_folder: ModelFolder) -> None:
     mismatch(model_folder("llama"), model_folder("gpt2"))
 
 
-def test_resized_embedding_is_named(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("maker", "options", "names"),
+    [
+        ("llama", {"tied": True}, {"model.embed_tokens.weight"}),
+        ("llama", {"tied": False}, {"model.embed_tokens.weight", "lm_head.weight"}),
+        ("llama", {"dtype": torch.bfloat16}, {"model.embed_tokens.weight"}),
+        ("bert_encoder", {}, {"embeddings.word_embeddings.weight"}),
+        ("bert_classifier", {}, {"bert.embeddings.word_embeddings.weight"}),
+        ("gpt2", {}, {"transformer.wte.weight"}),
+        ("t5", {}, {"shared.weight"}),
+    ],
+)
+def test_larger_vocabulary(
+    model_folder: ModelFolder, tmp_path: Path, maker: str, options: dict[str, Any], names: set[str]
+) -> None:
+    base = model_folder(maker, **options)
+    tuned = pico.grow(base, tmp_path, pico.VOCAB + 7)
+    vector, before, after = TaskVector.from_models(base, tuned), pico.weights(base), pico.weights(tuned)
+    assert set(vector.appended) == names <= set(vector)
+    assert dict(vector.identity.config) == {"vocab_size": pico.VOCAB + 7}
+    assert (dict(vector.added), vector.missing) == ({}, ())
+    for name in vector:
+        common = after[name][: len(before[name])]
+        assert torch.equal(vector[name], common.float() - before[name].float())
+        pair = vector.pair(name)
+        assert pair is not None
+        assert [raw_bytes(t) for t in pair] == [raw_bytes(before[name]), raw_bytes(common)]
+    for name in names:
+        assert raw_bytes(vector.appended[name]) == raw_bytes(after[name][pico.VOCAB :])
+
+
+def test_appended_rows_belong_to_the_fine_tune_alone(llama: Path, tmp_path: Path) -> None:
+    """Rows in common that did not move are no change; the new rows do not keep the whole matrix in memory."""
     name = "model.embed_tokens.weight"
-    grown = pico.rewrite(llama, tmp_path, lambda tensors: {**tensors, name: torch.ones(pico.VOCAB + 1, pico.HIDDEN)})
-    config = json.loads((grown / "config.json").read_text())
-    (grown / "config.json").write_text(json.dumps({**config, "vocab_size": pico.VOCAB + 1}))
-    error = mismatch(llama, grown)
-    assert error.param == name
-    assert all(text in error.message for text in (name, "[97, 64]", "[96, 64]", "resized"))
+
+    def append(tensors: Tensors) -> Tensors:
+        return {**tensors, name: torch.cat([tensors[name], torch.ones(2, pico.HIDDEN)])}
+
+    grown = pico.reconfigure(pico.rewrite(llama, tmp_path / "a", append), tmp_path / "b", vocab_size=pico.VOCAB + 2)
+    vector = TaskVector.from_models(llama, grown)
+    assert vector.changed == ()
+    assert torch.equal(vector.appended[name], torch.ones(2, pico.HIDDEN))
+    assert vector.appended[name].untyped_storage().nbytes() == 2 * pico.HIDDEN * 4
+
+
+def test_plain_encoder_against_a_classifier_with_more_tokens(model_folder: ModelFolder, tmp_path: Path) -> None:
+    tuned = pico.grow(model_folder("bert_classifier", seed=5), tmp_path, pico.VOCAB + 3)
+    vector = TaskVector.from_models(model_folder("bert_encoder"), tuned)
+    rows = pico.weights(tuned)["bert.embeddings.word_embeddings.weight"][pico.VOCAB :]
+    assert torch.equal(vector.appended["embeddings.word_embeddings.weight"], rows)
+    assert set(vector.added) == {"classifier.weight", "classifier.bias"}
+
+
+def test_smaller_vocabulary_is_named(llama: Path, tmp_path: Path) -> None:
+    error = mismatch(llama, pico.grow(llama, tmp_path, pico.VOCAB - 1))
+    assert error.param == "model.embed_tokens.weight"
+    assert all(text in error.message for text in (error.param, "[95, 64]", "[96, 64]", "only grow"))
+
+
+@pytest.mark.parametrize(
+    ("maker", "name", "key"),
+    [
+        ("gpt2", "transformer.wpe.weight", "n_positions"),
+        ("bert_encoder", "embeddings.token_type_embeddings.weight", "type_vocab_size"),
+        ("llama", "model.layers.0.mlp.up_proj.weight", None),
+    ],
+)
+def test_only_a_vocabulary_can_be_resized(
+    model_folder: ModelFolder, tmp_path: Path, maker: str, name: str, key: str | None
+) -> None:
+    base = model_folder(maker)
+    shape = pico.weights(base)[name].shape
+    if key is None:
+        other = pico.MAKERS[maker](tmp_path / "wide")
+        grown = pico.rewrite(other, tmp_path / "t", lambda t: {n: _wider(n, x) for n, x in t.items()})
+        grown = pico.reconfigure(grown, tmp_path / "c", intermediate_size=pico.INNER + 1)
+    else:
+        grown = pico.rewrite(base, tmp_path / "t", lambda t: {**t, name: torch.ones(shape[0] + 1, *shape[1:])})
+        grown = pico.reconfigure(grown, tmp_path / "c", **{key: shape[0] + 1})
+    error = mismatch(base, grown)
+    assert "only a vocabulary" in error.message
+    assert (error.param or "").rpartition(".")[2] == "weight"
+    assert key is None or error.param == name
+
+
+def _wider(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """One more neuron inside every MLP."""
+    if "up_proj" in name or "gate_proj" in name:
+        return torch.cat([tensor, tensor[:1]])
+    return torch.cat([tensor, tensor[:, :1]], dim=1) if "down_proj" in name else tensor
 
 
 def test_integer_buffers_are_copied(model_folder: ModelFolder, tmp_path: Path) -> None:

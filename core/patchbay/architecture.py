@@ -5,9 +5,12 @@ Works on the meta device: no weight is read here, and nothing is known of deltas
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +66,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One stored tensor. `name` is the file's, `parameter` the model's; `neuron_axis` indexes output neurons."""
+    """One stored tensor. `name` is the file's, `parameter` the model's; `neuron_axis` indexes output neurons;
+    `is_vocabulary` marks the input and output embeddings, whose rows are tokens."""
 
     name: str
     parameter: str
@@ -73,6 +77,7 @@ class TensorSpec:
     neuron_axis: int | None
     tied: tuple[str, ...]
     is_head: bool
+    is_vocabulary: bool = False
 
     @property
     def numel(self) -> int:
@@ -105,7 +110,7 @@ class Architecture:
         """
         _check_config(checkpoint)
         task = task or detect_task(checkpoint.config)
-        model = _build(checkpoint, task)
+        model = empty_model(checkpoint, task)
         places = resident_names(model, list(checkpoint.tensors))
         _check_shapes(checkpoint, model, places)
         groups = _tied_groups(model)
@@ -165,9 +170,13 @@ def _check_config(checkpoint: Checkpoint) -> None:
         )
 
 
-def _build(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
+def empty_model(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
+    """The model that the checkpoint's config describes, on the meta device.
+
+    Raises UnsupportedBackbone for a config that no model of this task can be built from.
+    """
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        config = _transformers_config(checkpoint.config)
         with torch.device("meta"):
             model: PreTrainedModel = AUTO_CLASS[task].from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a config's values provoke
@@ -176,6 +185,17 @@ def _build(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
             f"{checkpoint.folder.name} cannot be built for the task {task.value!r}: {reason}", param="task"
         ) from error
     return model
+
+
+def _transformers_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """Through a file: only `from_pretrained` chooses between model types that share a name, as mistral and ministral.
+
+    The checkpoint's own config.json is not it where an adapter changed the config.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(dict(config)), "utf-8")
+        read: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return read
 
 
 def _check_shapes(checkpoint: Checkpoint, model: PreTrainedModel, places: Mapping[str, str]) -> None:
@@ -209,13 +229,14 @@ def _specs(
     groups: Mapping[str, tuple[str, ...]],
     task: Task,
 ) -> Iterator[TensorSpec]:
-    roles = dict(_roles(model))
+    roles, vocabulary = dict(_roles(model)), _vocabulary_parameters(model)
     for name, place in places.items():
         parameter, *tied = groups.get(place, (place,))
         stored = checkpoint.tensors[name]
         kind, axis = roles.get(parameter, (Kind.OTHER, None))
         head = task in CLASSIFIERS and not parameter.startswith(f"{model.base_model_prefix}.")
-        yield TensorSpec(name, parameter, stored.shape, stored.dtype, kind, axis, tuple(tied), head)
+        tokens = parameter in vocabulary
+        yield TensorSpec(name, parameter, stored.shape, stored.dtype, kind, axis, tuple(tied), head, tokens)
 
 
 def _roles(model: nn.Module) -> Iterator[tuple[str, tuple[Kind, int | None]]]:
@@ -238,6 +259,16 @@ def _role(module: nn.Module, name: str, dim: int) -> tuple[Kind, int | None]:
     if "Norm" in type(module).__name__:
         return Kind.NORM, None
     return (Kind.BIAS if name.endswith("bias") else Kind.OTHER), None
+
+
+def _vocabulary_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the matrices with one row for each token: input and output embeddings, under all tied names."""
+    try:
+        modules = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    except NotImplementedError:  # how transformers says that a model reads no tokens
+        return set()
+    weights = {id(module.weight) for module in modules if isinstance(module, nn.Embedding | nn.Linear)}
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in weights}
 
 
 def _tied_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -54,12 +54,12 @@ class Checkpoint:
 
         Raises UnsupportedBackbone where there is no config, no safetensors, or a damaged header.
         """
-        folder = _resolve(source)
+        folder = resolve_folder(source)
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise UnsupportedBackbone(f"{folder} has no config.json: give a Hugging Face model folder", param="base")
-        config = _json_object(config_file)
-        tensors = {t.name: t for file in _weight_files(folder) for t in _scan(file)}
+        config = read_json_object(config_file)
+        tensors = {t.name: t for file in _weight_files(folder) for t in scan_tensors(file)}
         return cls(folder, config, dict(sorted(tensors.items())))
 
     def read(self, name: str) -> torch.Tensor:
@@ -109,7 +109,8 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 
 
-def _resolve(source: str | Path) -> Path:
+def resolve_folder(source: str | Path) -> Path:
+    """A folder, or the local copy of a hub id. Raises UnsupportedBackbone where there is neither."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -125,7 +126,8 @@ def _resolve(source: str | Path) -> Path:
         ) from error
 
 
-def _json_object(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Raises UnsupportedBackbone for anything else."""
     try:
         content = json.loads(file.read_text("utf-8"))
     except ValueError as error:
@@ -138,7 +140,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        weight_map = _json_object(index).get("weight_map")
+        weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UnsupportedBackbone(f"{index} has no weight_map", param="base")
         files = [folder / Path(name).name for name in sorted(set(map(str, weight_map.values())))]
@@ -149,6 +151,12 @@ def _weight_files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
+    refuse_pickles(folder)
+    raise UnsupportedBackbone(f"{folder} has neither model.safetensors nor {INDEX}", param="base")
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Says why weights that are there cannot be used. Raises UnsupportedBackbone where any are pickled."""
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         raise UnsupportedBackbone(
@@ -156,10 +164,10 @@ def _weight_files(folder: Path) -> list[Path]:
             "load it once where you trust it and save_pretrained it as safetensors",
             param="base",
         )
-    raise UnsupportedBackbone(f"{folder} has neither model.safetensors nor {INDEX}", param="base")
 
 
-def _scan(file: Path) -> Iterator[StoredTensor]:
+def scan_tensors(file: Path) -> Iterator[StoredTensor]:
+    """Every tensor of one safetensors file, from its header. Raises UnsupportedBackbone for a damaged one."""
     try:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from patchbay.adapters import AdaptedCheckpoint, open_finetuned
 from patchbay.architecture import Architecture, TensorSpec
 from patchbay.backbone import labels_of
 from patchbay.checkpoint import Checkpoint, same_bits
@@ -44,6 +45,8 @@ class TaskVector:
 
     `changed` lists the float tensors whose bits differ, `added` the fine-tune's own heads, `copied` integer tensors
     with new values, `missing` the base's tensors that the fine-tune dropped. `vector[name]` is the fp32 difference.
+    `appended` holds the rows that a fine-tune with a larger vocabulary has behind those of the base, in its dtype;
+    differences and pairs are of the rows that both have.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -54,6 +57,7 @@ class TaskVector:
     identity: Identity
     _difference: Callable[[str], torch.Tensor]
     _pair: Callable[[str], tuple[torch.Tensor, torch.Tensor]] | None = None
+    appended: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_models(
@@ -61,23 +65,30 @@ class TaskVector:
     ) -> TaskVector:
         """Subtracts two checkpoints, matching names through prefixes and transformers' renames.
 
-        Raises FinetuneMismatch for a tensor that only one of them has (heads excepted) or whose shape changed.
+        `finetuned` may be a PEFT adapter's folder: the difference is then the adapter's own, never rounded to the
+        base's dtype. Raises FinetuneMismatch for a tensor that only one of them has (heads excepted) or whose shape
+        changed (a larger vocabulary excepted), and for adapters that are not understood.
         """
-        old, new = _open(base), _open(finetuned)
+        old = base if isinstance(base, Checkpoint) else Checkpoint.open(base)
+        new = finetuned if isinstance(finetuned, Checkpoint) else open_finetuned(finetuned, old)
         old_arch, new_arch = Architecture.of(old), Architecture.of(new)
         _check_copies(old, old_arch)
         _check_copies(new, new_arch)
         pairs, added, missing = _match(old_arch, new_arch)
-        changed, copied = _compare(old, new, pairs, on_progress)
+        resized = [name for name, other in pairs.items() if new.tensors[other].shape != old.tensors[name].shape]
 
         @lru_cache(maxsize=1)  # difference, dtype and exceptions of a tensor are asked for one after the other
         def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-            return old.read(name), new.read(pairs[name])
+            before, after = old.read(name), new.read(pairs[name])
+            return before, after[: len(before)] if name in resized else after
 
         def difference(name: str) -> torch.Tensor:
+            if isinstance(new, AdaptedCheckpoint):
+                return new.difference(pairs[name])
             before, after = pair(name)
             return after.to(torch.float32) - before.to(torch.float32)
 
+        changed, copied = _compare(_candidates(new, pairs), pair, on_progress)
         return cls(
             specs=old_arch.specs,
             changed=changed,
@@ -87,6 +98,7 @@ class TaskVector:
             identity=_identity(old, new, old_arch, new_arch, pairs),
             _difference=difference,
             _pair=pair,
+            appended={name: new.read(pairs[name])[old_arch.specs[name].shape[0] :].clone() for name in resized},
         )
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -127,10 +139,6 @@ class TaskVector:
         return replace(self, changed=changed, _difference=difference, _pair=None)
 
 
-def _open(source: str | Path | Checkpoint) -> Checkpoint:
-    return source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-
-
 def _check_copies(checkpoint: Checkpoint, arch: Architecture) -> None:
     for copy, name in arch.copies.items():
         if not same_bits(checkpoint.read(copy), checkpoint.read(name)):
@@ -161,11 +169,7 @@ def _match(old: Architecture, new: Architecture) -> tuple[dict[str, str], list[s
             missing.append(name)
             continue
         if found.shape != spec.shape:
-            raise FinetuneMismatch(
-                f"{name!r} has shape {list(found.shape)} in the fine-tuned model and {list(spec.shape)} in the base; "
-                "resized tensors are not supported",
-                param=name,
-            )
+            _check_resizable(name, spec, found)
         pairs[name] = found.name
     matched = set(pairs.values())
     added = [spec for spec in new.specs.values() if spec.name not in matched]
@@ -183,16 +187,35 @@ def _check_droppable(name: str, spec: TensorSpec) -> None:
         raise FinetuneMismatch(f"the fine-tuned model lacks {name!r}: is this the right base?", param=name)
 
 
+def _check_resizable(name: str, spec: TensorSpec, found: TensorSpec) -> None:
+    shapes = f"{name!r} has shape {list(found.shape)} in the fine-tuned model and {list(spec.shape)} in the base"
+    if not (spec.is_vocabulary and found.is_vocabulary and found.shape[1:] == spec.shape[1:]):
+        raise FinetuneMismatch(f"{shapes}; only a vocabulary can be resized", param=name)
+    if found.shape[0] < spec.shape[0]:
+        raise FinetuneMismatch(
+            f"{shapes}; a vocabulary can only grow: resize the fine-tuned model's to {spec.shape[0]} tokens", param=name
+        )
+
+
+def _candidates(new: Checkpoint, pairs: Mapping[str, str]) -> list[str]:
+    """Base names of the tensors that may differ: an adapter says which, so that the others need not be read."""
+    if isinstance(new, AdaptedCheckpoint):
+        return [name for name, other in pairs.items() if other in new.adaptations]
+    return list(pairs)
+
+
 def _compare(
-    old: Checkpoint, new: Checkpoint, pairs: Mapping[str, str], on_progress: Progress | None
+    names: list[str],
+    pair: Callable[[str], tuple[torch.Tensor, torch.Tensor]],
+    on_progress: Progress | None,
 ) -> tuple[tuple[str, ...], list[str]]:
     """Names whose bits differ: (float tensors, integer tensors)."""
     changed: list[str] = []
     copied: list[str] = []
-    for done, (name, other) in enumerate(pairs.items()):
+    for done, name in enumerate(names):
         if on_progress:
-            on_progress(done, len(pairs), name)
-        before, after = old.read(name), new.read(other)
+            on_progress(done, len(names), name)
+        before, after = pair(name)
         if same_bits(before, after):
             continue
         (changed if before.is_floating_point() else copied).append(name)

@@ -16,13 +16,17 @@ from patchbay_server.commands.catalog import ls, rm, show
 from patchbay_server.commands.compress import compress
 from patchbay_server.commands.demo import demo
 from patchbay_server.commands.failures import explain
+from patchbay_server.commands.fuse import fuse
 from patchbay_server.commands.inspect import inspect
+from patchbay_server.commands.jobs import jobs
 from patchbay_server.commands.options import JSON_KEY
 from patchbay_server.commands.output import print_json, printable
 from patchbay_server.commands.push import push
 from patchbay_server.commands.reconstruct import reconstruct
 from patchbay_server.commands.serve import serve
+from patchbay_server.commands.transfer import transfer
 from patchbay_server.commands.verify import verify
+from patchbay_server.commands.worker import worker
 
 # Wrong usage, `--help` and a reader of our output that went away: typer has their messages and exit codes.
 _TYPERS_OWN = (TyperException, typer.Exit, typer.Abort, BrokenPipeError)
@@ -54,8 +58,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, inspect, verify, reconstruct, serve, push, ls, show, rm, demo):
+for command in (compress, fuse, transfer, inspect, verify, reconstruct, serve, push, ls, show, rm, worker, demo):
     app.command()(command)
+app.add_typer(jobs)
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import safetensors.numpy
 import torch
 from tests.attacks.registry import attack
-from tests.delta.samples import assemble, container, payload_of, sample, stream_header
+from tests.delta.samples import container, enclose, frames_of, payload_of, row_header, rows_of, sample
 
-from patchbay.delta.file import MAX_HEADER
+from patchbay.delta.container import MAX_HEADER
 from patchbay.errors import DeltaTooLarge, MalformedDelta, UnsupportedFile
 
 MAX_BYTES = 16 << 20  # the cap that the attacks are read with
@@ -20,9 +20,13 @@ MAX_BYTES = 16 << 20  # the cap that the attacks are read with
 
 def bent(change: dict[str, object], payload: bytes = b"") -> bytes:
     """The valid sample with header entries changed or added, and bytes appended."""
+    rows = valid_rows()
+    return container({"__metadata__": {"patchbay": "2"}, **row_header(rows), **change}, payload_of(rows) + payload)
+
+
+def valid_rows() -> dict[str, bytes]:
     manifest, streams = sample()
-    header = {"__metadata__": {"patchbay": json.dumps(manifest)}, **stream_header(streams), **change}
-    return container(header, payload_of(streams) + payload)
+    return rows_of(manifest, frames_of(streams))
 
 
 def row(start: int, end: int) -> dict[str, object]:
@@ -143,7 +147,7 @@ def overlapping_offsets() -> bytes:
 @attack(MalformedDelta, "breaks a rule of safetensors")
 def hole() -> bytes:
     """Bytes that belong to no stream could carry anything."""
-    end = len(payload_of(sample()[1]))
+    end = len(payload_of(valid_rows()))
     return bent({"zz": row(end + 8, end + 12)}, bytes(12))
 
 
@@ -207,14 +211,25 @@ def empty_streams_200_000() -> bytes:
     return container({f"{i}": row(0, 0) for i in range(200_000)})
 
 
-@attack(MalformedDelta, "'0' is not in the manifest")
+@attack(MalformedDelta, "frame '0' is not in the manifest")
 def empty_streams_below_the_cap() -> bytes:
     """As many empty streams as a header may hold."""
-    manifest, streams = sample()
-    return assemble(manifest, {**streams, **{f"{i:x}": b"" for i in range(60_000)}})
+    return enclose({**valid_rows(), **{f"{i:x}": b"" for i in range(60_000)}})
 
 
 @attack(MalformedDelta, "no manifest")
 def manifest_is_no_text() -> bytes:
     """An object where safetensors allows only text."""
     return container({"__metadata__": {"patchbay": {"format_version": 1}}})
+
+
+@attack(MalformedDelta, "format version 3 is not known")
+def future_container() -> bytes:
+    """A version this reader was never told about, told by the header."""
+    return enclose(valid_rows(), "3")
+
+
+@attack(MalformedDelta, "a manifest of version 2 in a file of version 1")
+def marker_is_a_manifest() -> bytes:
+    """The text of version 2 where version 1 has it."""
+    return enclose(valid_rows(), json.dumps({"format_version": 2}))

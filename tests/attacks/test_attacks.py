@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.attacks import container, manifest, streams
+from tests.attacks import container, encodings, manifest, streams, version1, version2
 from tests.attacks.registry import ATTACKS
 from tests.delta.samples import FINGERPRINT, SPECS, assemble, sample
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 MAX_PEAK = 512 << 20
 MAX_CPU_SECONDS = 2.0  # none takes one on an idle core; CPU time, so that a busy machine changes little
-assert container and manifest and streams  # imported to register their attacks
+assert container and encodings and manifest and streams and version1 and version2  # imported to register their attacks
 
 
 @pytest.fixture(scope="module")

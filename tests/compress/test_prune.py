@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from patchbay.compress.prune import KeepLargest, KeepRandom, num_kept
 from patchbay.delta import SparseRows
+from patchbay.delta.codecs import seeded_positions
 
 Vector = dict[str, torch.Tensor]
 
@@ -37,12 +38,13 @@ def size(vector: Vector) -> int:
 
 
 def keep_largest(vector: Vector, density: float, scale: float = 1.0) -> dict[str, SparseRows]:
-    pruner = KeepLargest(vector.__getitem__, sorted(vector), density, scale=scale)
+    pruner = KeepLargest(vector.__getitem__, sorted(vector), num_kept(density, size(vector)), scale=scale)
     return {name: pruner(name, vector[name]) for name in sorted(vector)}
 
 
 def keep_random(vector: Vector, density: float, seed: int, *, rescale: bool = True) -> dict[str, SparseRows]:
-    pruner = KeepRandom({name: t.numel() for name, t in vector.items()}, density, seed=seed, rescale=rescale)
+    keep = num_kept(density, size(vector))
+    pruner = KeepRandom({name: t.numel() for name, t in vector.items()}, keep, seed=seed, rescale=rescale)
     return {name: pruner(name, tensor) for name, tensor in vector.items()}
 
 
@@ -140,18 +142,39 @@ def test_matrices_of_equal_size_are_drawn_apart() -> None:
     assert kept["a"].positions.tolist() != kept["b"].positions.tolist()
 
 
+def test_positions_are_drawn_again_from_the_seed_alone() -> None:
+    pruner = KeepRandom({"a": 300, "b": 50}, 70, seed=5)
+    for name, entries in (("a", 300), ("b", 50)):
+        drawn = seeded_positions(pruner.seed_of(name), pruner.counts[name], entries)
+        assert pruner(name, torch.ones(entries)).positions.tolist() == drawn.tolist()
+
+
+@pytest.mark.parametrize("keep", [1, 5, 11, 12])
+def test_smallest_is_the_magnitude_of_the_last_kept_entry(keep: int) -> None:
+    vector = {"a": torch.linspace(-3, 2, 12)}
+    assert KeepLargest(vector.__getitem__, ["a"], keep).smallest == vector["a"].abs().sort(descending=True)[0][keep - 1]
+
+
 def test_random_is_unbiased() -> None:
-    """The mean over seeds is tau: every entry is kept with one probability, whatever the size of its matrix."""
-    vector = {"a": torch.arange(1.0, 8.0), "b": torch.linspace(-2, 2, 30), "c": torch.tensor([[5.0], [-6.0], [7.0]])}
-    seeds, keep, total = 4000, 12, 40
+    """The mean over seeds is tau where the stretches, of which each gives one entry, are equally long: here 5."""
+    vector = {"a": torch.arange(1.0, 11.0), "b": torch.linspace(-2, 2, 25), "c": torch.tensor([[5.0, -6, 7, -8, 9]])}
+    seeds, probability = 2000, 0.2
     sums = {name: torch.zeros(tensor.shape) for name, tensor in vector.items()}
     for seed in range(seeds):
-        for name, rows in keep_random(vector, keep / total, seed).items():
+        for name, rows in keep_random(vector, probability, seed).items():
             sums[name] += rows.to_dense()
-    probability = keep / total
     for name, tensor in vector.items():
         deviation = tensor.abs() * ((1 - probability) / probability / seeds) ** 0.5
         assert bool(((sums[name] / seeds - tensor).abs() <= 5 * deviation + 1e-6).all()), name
+
+
+def test_shares_are_even_on_average() -> None:
+    """Each matrix's count is rounded at random, so that a matrix too small for one entry gets one sometimes."""
+    sizes, seeds = {"a": 7, "b": 30, "c": 3}, 2000
+    counts = [KeepRandom(sizes, 12, seed=seed).counts for seed in range(seeds)]
+    for name, entries in sizes.items():
+        mean = sum(count[name] for count in counts) / seeds
+        assert abs(mean - 0.3 * entries) < 5 * 0.5 / seeds**0.5, name
 
 
 def test_without_rescaling_values_stay() -> None:
@@ -164,6 +187,6 @@ def test_without_rescaling_values_stay() -> None:
 def test_shares_are_even_for_models_of_any_size(seed: int) -> None:
     """Seventy billion entries; nothing of that size is allocated."""
     sizes = {"a": 64 * 10**9, "b": 6 * 10**9 - 3, "c": 3}
-    counts = KeepRandom(sizes, 0.05, seed=seed).counts
+    counts = KeepRandom(sizes, num_kept(0.05, 70 * 10**9), seed=seed).counts
     assert sum(counts.values()) == 35 * 10**8
     assert all(abs(counts[name] - 0.05 * sizes[name]) < 1 for name in sizes)

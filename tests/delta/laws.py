@@ -44,3 +44,9 @@ def kept(draw: st.DrawFn) -> tuple[Shape, Positions, Values]:
     shape = draw(SHAPES)
     where = draw(positions(shape))
     return shape, where, draw(values(len(where)))
+
+
+def few_magnitudes(values: Values) -> Values:
+    """At most four distinct ones, 0 among them: what `levels` can hold."""
+    ranks = np.argsort(np.argsort(np.abs(values))) % 4 if len(values) else np.empty(0, np.int64)
+    return np.asarray(np.copysign(np.array([0.0, 1e-7, 0.5, 3.0])[ranks], values), np.float32)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from patchbay.architecture import Kind, TensorSpec
-from patchbay.delta import Exceptions, SparseRows
+from patchbay.delta import Exceptions, Manifest, SparseRows
 from patchbay.delta.encode import Streams
+from patchbay.delta.file import MAX_MANIFEST, _pack_frame, frame_row
+from patchbay.delta.frames import pack, unpack
+from patchbay.delta.streams import Stream, plan_frames, stream_bounds
+from patchbay.delta.version1 import PACKED
 
 FINGERPRINT = f"sha256:{'ab' * 32}"
-Parts = tuple[dict[str, Any], dict[str, bytes]]
+Parts = tuple[dict[str, Any], dict[Stream, bytes]]
 
 
 def spec(name: str, shape: tuple[int, ...], dtype: str = "F32", *, is_head: bool = False) -> TensorSpec:
     matrix = len(shape) > 1
     kind = Kind.LINEAR if matrix else Kind.NORM
-    return TensorSpec(name, name, shape, dtype, kind, 0 if matrix else None, (), is_head)
+    return TensorSpec(name, name, shape, dtype, kind, 0 if matrix else None, (), is_head, is_vocabulary=matrix)
 
 
 SPECS: Mapping[str, TensorSpec] = {
@@ -78,11 +82,29 @@ def manifest_fields(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sample() -> Parts:
-    """A fresh manifest as JSON values, and the streams; both to be changed at will before `assemble`."""
-    entries, streams = sample_streams().finish()
+    """A fresh manifest as JSON values, and the raw streams; both to be changed at will before `assemble`."""
+    return parts(sample_streams())
+
+
+def parts(streams: Streams) -> Parts:
+    entries, data = streams.finish()
+    bounds = stream_bounds(Manifest.model_validate(manifest_fields(entries) | versioned(2)))
     plain = {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in entries.items()}
     fields = json.loads(json.dumps(manifest_fields(plain)))
-    return {"format_version": 1, **fields}, streams
+    unused = [bound - len(data[stream]) for stream, bound in bounds.items()]
+    return {"format_version": 2, **fields, "unused": unused}, {stream: data[stream] for stream in bounds}
+
+
+def versioned(version: int) -> dict[str, Any]:
+    """What `write_delta` adds to a manifest's fields."""
+    return {"format_version": version, "payload_sha256": f"sha256:{'0' * 64}"}
+
+
+def replaced(stream: Stream, data: bytes, manifest: dict[str, Any], streams: dict[Stream, bytes]) -> Parts:
+    """One stream's bytes exchanged, with `unused` telling the new length."""
+    place = list(streams).index(stream)
+    manifest["unused"][place] += len(streams[stream]) - len(data)
+    return manifest, {**streams, stream: data}
 
 
 def container(header: str | bytes | Mapping[str, Any], payload: bytes = b"", length: int | None = None) -> bytes:
@@ -92,23 +114,72 @@ def container(header: str | bytes | Mapping[str, Any], payload: bytes = b"", len
     return (len(data) if length is None else length).to_bytes(8, "little") + data + payload
 
 
-def stream_header(streams: Mapping[str, bytes]) -> dict[str, Any]:
+def row_header(rows: Mapping[str, bytes]) -> dict[str, Any]:
     header: dict[str, Any] = {}
     start = 0
-    for name, data in sorted(streams.items()):
+    for name, data in sorted(rows.items()):
         header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [start, start + len(data)]}
         start += len(data)
     return header
 
 
-def payload_of(streams: Mapping[str, bytes]) -> bytes:
-    return b"".join(data for _, data in sorted(streams.items()))
+def payload_of(rows: Mapping[str, bytes]) -> bytes:
+    return b"".join(data for _, data in sorted(rows.items()))
 
 
-def assemble(manifest: Mapping[str, Any] | str, streams: Mapping[str, bytes]) -> bytes:
+def frames_of(streams: Mapping[Stream, bytes]) -> dict[str, bytes]:
+    """The frames of raw streams, as the writer packs them."""
+    planned = plan_frames({stream: len(data) for stream, data in streams.items()})
+    return {frame_row(n): _pack_frame(frame, streams) for n, frame in enumerate(planned)}
+
+
+def rows_of(manifest: Mapping[str, Any] | str, frames: Mapping[str, bytes]) -> dict[str, bytes]:
+    """All rows of a file: the payload hash is right, unless the manifest is a text or brings its own."""
+    if not isinstance(manifest, str):
+        digest = f"sha256:{hashlib.sha256(payload_of(frames)).hexdigest()}"
+        manifest = json.dumps({"payload_sha256": digest, **manifest})
+    return {**frames, "manifest": pack(manifest.encode(), checksum=True)}
+
+
+def assemble(manifest: Mapping[str, Any] | str, streams: Mapping[Stream, bytes]) -> bytes:
     """A file as an attacker would make it: consistent container and payload hash around any manifest and streams."""
-    payload = payload_of(streams)
+    return enclose(rows_of(manifest, frames_of(streams)))
+
+
+def enclose(rows: Mapping[str, bytes], marker: str = "2") -> bytes:
+    return container({"__metadata__": {"patchbay": marker}, **row_header(rows)}, payload_of(rows))
+
+
+def sample_version1() -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The sample as version 1 wrote it: a frame a stream, scales before their codes, dense tensors in one frame."""
+    manifest, streams = sample()
+    del manifest["unused"]
+    rows, dense = {}, {}
+    for (kind, name, _), data in streams.items():
+        if manifest["tensors"][name]["kind"] != "sparse" and not kind.startswith("exception"):
+            dense[name] = data
+        elif kind == "values":
+            rows[f"{name}.values"] = pack(streams.get(Stream("scales", name), b"") + data)
+        elif kind != "scales":
+            rows[f"{name}.{kind}"] = pack(data)
+    rows[PACKED] = pack(b"".join(dense[name] for name in sorted(dense)))
+    return {**manifest, "format_version": 1}, rows
+
+
+def assemble_version1(manifest: Mapping[str, Any] | str, rows: Mapping[str, bytes]) -> bytes:
+    payload = payload_of(rows)
     if not isinstance(manifest, str):
         digest = f"sha256:{hashlib.sha256(payload).hexdigest()}"
         manifest = json.dumps({"payload_sha256": digest, **manifest})
-    return container({"__metadata__": {"patchbay": manifest}, **stream_header(streams)}, payload)
+    return enclose(rows, manifest)
+
+
+def edited(file: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """A delta file whose manifest was changed by hand; frames and payload hash stay."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    rows = {name: file[start + first : start + last] for name, (first, last) in spans.items()}
+    manifest = json.loads(unpack(rows["manifest"], MAX_MANIFEST))
+    change(manifest)
+    return enclose(rows_of(json.dumps(manifest), {name: rows[name] for name in rows if name != "manifest"}))

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.delta.laws import LAW, SHAPES, kept, positions
+from tests.delta.laws import LAW, SHAPES, few_magnitudes, kept, positions
 
 from patchbay.delta.codecs import POSITIONS, VALUES, Positions, Shape, Values, best_positions
-from patchbay.delta.codecs.int8 import GROUP, LEVELS
+from patchbay.delta.codecs.affine import GROUP
 from patchbay.delta.frames import scaled_half
 from patchbay.delta.manifest import numel
 from patchbay.errors import MalformedDelta
 
 Kept = tuple[Shape, Positions, Values]
+WRITERS = {"gap": best_positions(1, 10), "bitmask": best_positions(9, 10)}
 
 
 @LAW
-@given(st.sampled_from(list(POSITIONS)), st.data())
+@given(st.sampled_from(list(WRITERS)), st.data())
 def test_positions_come_back_within_the_bound(name: str, draw: st.DataObject) -> None:
     shape = draw.draw(SHAPES)
     listed, total = draw.draw(positions(shape)), numel(shape)
-    data = POSITIONS[name].encode(listed, total)
+    data = WRITERS[name].encode(listed, total)
     assert len(data) <= POSITIONS[name].max_bytes(len(listed), total)
     back = POSITIONS[name].decode(data, len(listed), total)
     assert back.dtype == np.int64
@@ -34,7 +35,7 @@ def test_positions_come_back_within_the_bound(name: str, draw: st.DataObject) ->
 def test_gaps_around_the_escape(gaps: list[int], behind: int) -> None:
     listed = np.cumsum(np.array(gaps, np.int64) + 1) - 1
     total = int(listed[-1]) + 1 + behind if gaps else behind
-    data = POSITIONS["gap"].encode(listed, total)
+    data = WRITERS["gap"].encode(listed, total)
     assert len(data) == len(gaps) + sum(gap // 255 for gap in gaps) <= POSITIONS["gap"].max_bytes(len(gaps), total)
     assert np.array_equal(POSITIONS["gap"].decode(data, len(gaps), total), listed)
 
@@ -49,12 +50,13 @@ def test_any_bytes_are_refused_or_are_increasing_positions(name: str, data: byte
     assert len(listed) == count
     assert (np.diff(listed, prepend=-1) > 0).all()
     assert not count or listed[-1] < total
-    assert POSITIONS[name].encode(listed, total) == data  # no second spelling
+    if name in WRITERS:
+        assert WRITERS[name].encode(listed, total) == data  # no second spelling
 
 
 @pytest.mark.parametrize(
     ("count", "total", "name"),
-    [(0, 0, "bitmask"), (0, 1, "gap"), (1, 1, "bitmask"), (199, 1000, "gap"), (200, 1000, "bitmask")],
+    [(0, 0, "all"), (0, 1, "gap"), (1, 1, "all"), (199, 1000, "gap"), (200, 1000, "bitmask"), (999, 1000, "bitmask")],
 )
 def test_a_bitmask_from_a_fifth_on(count: int, total: int, name: str) -> None:
     assert best_positions(count, total).name == name
@@ -64,12 +66,14 @@ def test_a_bitmask_from_a_fifth_on(count: int, total: int, name: str) -> None:
 @given(st.sampled_from(list(VALUES)), kept())
 def test_streams_have_their_declared_length_and_decode_to_themselves(name: str, entries: Kept) -> None:
     shape, where, values = entries
+    values = few_magnitudes(values) if name == "levels" else values
     codec = VALUES[name]
     before = values.copy()
     data = codec.encode(values, where, shape)
     assert data == codec.encode(values, where, shape)
     assert np.array_equal(values, before)
-    assert len(data) == codec.max_bytes(len(where), shape)
+    assert len(data) == codec.max_bytes(len(where), shape) or (name == "levels" and len(data) < 65 + 2 * len(where))
+    assert codec.scale_bytes(len(where), shape) <= len(data)
     back = codec.decode(data, where, shape)
     assert back.dtype == np.float32
     assert back.shape == values.shape
@@ -110,28 +114,44 @@ def test_bf16_rounds_to_nearest_even(entries: Kept) -> None:
 
 
 @LAW
-@given(kept())
-def test_int8_errs_by_half_a_step_and_the_rounding_of_its_scales(entries: Kept) -> None:
-    shape, where, values = entries
-    back = VALUES["int8"].decode(VALUES["int8"].encode(values, where, shape), where, shape)
+@given(st.sampled_from([("int8", 127), ("int4", 7)]), kept())
+def test_affine_codes_err_by_half_a_step_and_the_rounding_of_their_scales(kind: tuple[str, int], entries: Kept) -> None:
+    (name, levels), (shape, where, values) = kind, entries
+    back = VALUES[name].decode(VALUES[name].encode(values, where, shape), where, shape)
     assert np.array_equal(np.signbit(back), np.signbit(values))
     exact, decoded = np.abs(values).astype(np.float64), np.abs(back).astype(np.float64)
     groups = [slice(start, start + GROUP) for start in range(0, len(values), GROUP)]
     low = np.array([exact[group].min() for group in groups])
-    step = np.array([(exact[group].max() - exact[group].min()) / LEVELS for group in groups])
-    slack = 2.0**-11 * (low + LEVELS * step) + 2.0**-25 * (low.max(initial=0) + LEVELS * step.max(initial=0))
+    step = np.array([(exact[group].max() - exact[group].min()) / levels for group in groups])
+    slack = 2.0**-11 * (low + levels * step) + 2.0**-25 * (low.max(initial=0) + levels * step.max(initial=0))
     for group, bound in zip(groups, step / 2 + slack, strict=True):
         fp32 = 2.0**-20 * exact[group].max() + 1e-43
         assert np.abs(decoded[group] - exact[group]).max() <= bound * 1.01 + fp32
 
 
-def test_int8_keeps_both_ends_of_a_group() -> None:
+@pytest.mark.parametrize(("name", "levels"), [("int8", 127), ("int4", 7)])
+def test_affine_codes_keep_both_ends_of_a_group(name: str, levels: int) -> None:
     values = np.array([0.5, -1.0, 0.75], np.float32)
     where = np.arange(3)
-    back = VALUES["int8"].decode(VALUES["int8"].encode(values, where, (3,)), where, (3,))
+    back = VALUES[name].decode(VALUES[name].encode(values, where, (3,)), where, (3,))
     assert back[0] == 0.5
-    assert back[1] == -1.0
-    assert abs(back[2] - 0.75) <= 0.5 / LEVELS / 2
+    assert abs(back[1] + 1.0) <= 2.0**-11
+    assert abs(back[2] - 0.75) <= 0.5 / levels / 2 * 1.01
+
+
+def test_the_half_byte_behind_an_odd_count_is_zero_and_must_be() -> None:
+    where = np.arange(3)
+    data = bytearray(VALUES["int4"].encode(np.ones(3, np.float32), where, (3,)))
+    assert data[-1] < 16
+    data[-1] |= 16
+    with pytest.raises(MalformedDelta, match="half byte"):
+        VALUES["int4"].decode(bytes(data), where, (3,))
+
+
+@pytest.mark.parametrize(("data", "count", "total"), [(b"", 2, 3), (b"\0", 3, 3)])
+def test_all_is_all(data: bytes, count: int, total: int) -> None:
+    with pytest.raises(MalformedDelta, match="where all"):
+        POSITIONS["all"].decode(data, count, total)
 
 
 AXES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,18 @@ from tests.delta.samples import FINGERPRINT, SPECS, sample, spec
 
 from patchbay.architecture import TensorSpec
 from patchbay.delta import Exceptions, Manifest, SparseRows
-from patchbay.delta.decode import MAX_ADDED_BYTES, check_fits, decode, stream_names
+from patchbay.delta.decode import decode
 from patchbay.delta.encode import Streams
-from patchbay.delta.frames import pack
+from patchbay.delta.fits import MAX_ADDED_BYTES, check_fits
+from patchbay.delta.streams import Stream
 from patchbay.errors import DeltaTooLarge, MalformedDelta, NonFiniteValue, UnknownTensor, WrongBase, WrongShape
 
 
 def manifest(tensors: dict[str, Any] | None = None) -> Manifest:
     fields = {**sample()[0], "payload_sha256": f"sha256:{'0' * 64}"}
-    return Manifest.model_validate(
-        {**fields, "tensors": fields["tensors"] if tensors is None else tensors}, strict=False
-    )
+    if tensors is not None:
+        fields |= {"tensors": tensors, "unused": ()}
+    return Manifest.model_validate(fields, strict=False)
 
 
 def vector(shape: tuple[int, ...], kind: str = "delta", dtype: str = "F32") -> dict[str, Any]:
@@ -91,8 +93,23 @@ def test_added_tensors_are_bounded_together() -> None:
         check_fits(manifest({"a": vector((half,), "added"), "b": vector((half + 1,), "added")}), SPECS, FINGERPRINT)
 
 
-def test_stream_names_are_those_of_the_sample() -> None:
-    assert stream_names(manifest()) == set(sample()[1])
+@pytest.mark.parametrize(("axis", "neurons", "fits"), [(0, 4, True), (1, 3, True), (0, 3, False), (None, 4, False)])
+def test_statistics_are_of_the_bases_neurons(axis: int | None, neurons: int, fits: bool) -> None:
+    specs = specs_of(replace(spec("w", (4, 3)), neuron_axis=axis))
+    made = manifest({"w": vector((4, 3)) | {"neurons": neurons}})
+    if fits:
+        check_fits(made, specs, FINGERPRINT)
+    else:
+        with pytest.raises(WrongShape, match="'w' has statistics of"):
+            check_fits(made, specs, FINGERPRINT)
+
+
+def test_appended_rows_are_bounded_with_added_tensors() -> None:
+    specs, rows = specs_of(spec("w", (4, 1024))), MAX_ADDED_BYTES // 4096
+    check_fits(manifest({"w": vector((4, 1024)) | {"appended": rows}}), specs, FINGERPRINT)
+    with pytest.raises(DeltaTooLarge, match=f"at most {MAX_ADDED_BYTES}"):
+        both = {"w": vector((4, 1024)) | {"appended": rows}, "x": vector((1,), "added")}
+        check_fits(manifest(both), specs, FINGERPRINT)
 
 
 def test_own_values_are_merged_in_order() -> None:
@@ -124,15 +141,23 @@ def test_nan_is_admitted_only_in_exceptions_and_only_on_request() -> None:
     with pytest.raises(NonFiniteValue, match="'w'"):
         decode(manifest(dict(entries)), data.__getitem__)
     assert decode(manifest(dict(entries)), data.__getitem__, finite=False).exceptions["w"].bits.isnan().all()
-    data["patchbay.dense"] = pack(np.full(3, np.inf, "<f4").view(np.uint8).reshape(3, 4).T.tobytes())
+    data[Stream("vectors", "w")] = np.full(3, np.inf, "<f4").view(np.uint8).reshape(3, 4).T.tobytes()
     with pytest.raises(NonFiniteValue, match="'w'"):
         decode(manifest(dict(entries)), data.__getitem__, finite=False)
 
 
-def test_a_damaged_stream_names_its_tensor() -> None:
-    streams = sample()[1]
-    for name in ("mlp.weight.exception_positions", "attn.weight.own_values", "odd.weight.values", "patchbay.dense"):
-        with pytest.raises(MalformedDelta) as caught:
-            decode(manifest(), {**streams, name: b""}.__getitem__)
-        assert caught.value.param == ("patchbay.dense" if "dense" in name else name.rpartition(".")[0])
-        assert caught.value.param in caught.value.message
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Stream("exception_positions", "mlp.weight"),
+        Stream("own_values", "attn.weight"),
+        Stream("values", "odd.weight"),
+        Stream("vectors", "norm.bias"),
+        Stream("added", "head.weight"),
+    ],
+)
+def test_a_damaged_stream_names_its_tensor(stream: Stream) -> None:
+    with pytest.raises(MalformedDelta) as caught:
+        decode(manifest(), {**sample()[1], stream: b""}.__getitem__)
+    assert caught.value.param == stream.name
+    assert repr(stream.name) in caught.value.message

@@ -9,11 +9,14 @@ from tests.delta.laws import LAW
 
 from patchbay.delta.frames import (
     MAX_WINDOW,
+    SEARCHED_LEVELS,
+    content_size,
     from_scaled_half,
     pack,
     scaled_half,
     shuffle,
     unpack,
+    unpack_exactly,
     unshuffle,
 )
 from patchbay.errors import MalformedDelta
@@ -34,11 +37,50 @@ def test_unpack_refuses_one_byte_more_than_the_bound(data: bytes) -> None:
         unpack(pack(data), len(data) - 1)
 
 
+@LAW
+@given(st.binary(min_size=1, max_size=5000), st.sampled_from([(1,), (3,), SEARCHED_LEVELS]), st.booleans())
+def test_a_frame_says_how_long_it_is_and_decodes_to_that(data: bytes, levels: tuple[int, ...], checksum: bool) -> None:
+    frame = pack(data, levels, checksum=checksum)
+    assert content_size(frame, checksum=checksum) == len(data)
+    assert unpack_exactly(frame, len(data)) == data
+    assert len(frame) == min(len(pack(data, (level,), checksum=checksum)) for level in levels)
+    for wrong in (len(data) + 1, len(data) - 1):
+        with pytest.raises(MalformedDelta, match=f"declares {len(data)} bytes where {wrong} belong"):
+            unpack_exactly(frame, wrong)
+
+
+def test_an_empty_frame_is_none() -> None:
+    with pytest.raises(MalformedDelta, match="declares 0 bytes"):
+        unpack_exactly(pack(b"") + b"anything", 0)
+
+
+def test_a_frame_without_length_or_checksum_is_refused() -> None:
+    endless = zstandard.ZstdCompressor(write_content_size=False).compress(b"abc")
+    with pytest.raises(MalformedDelta, match="how long"):
+        unpack_exactly(endless, 3)
+    with pytest.raises(MalformedDelta, match="no checksum"):
+        content_size(pack(b"abc"), checksum=True)
+    damaged = bytearray(pack(bytes(range(200)), checksum=True))
+    damaged[50] ^= 1
+    with pytest.raises(MalformedDelta, match="damaged"):
+        unpack_exactly(bytes(damaged), 200)
+
+
+def test_a_frame_with_more_than_it_declares_is_refused() -> None:
+    """The declared length is all that is ever reserved."""
+    frame = bytearray(pack(bytes(1000)))
+    assert frame[4] & 0xC0 == 0x40  # two bytes of length, less 256
+    frame[5:7] = (10).to_bytes(2, "little")
+    assert content_size(bytes(frame)) == 266
+    with pytest.raises(MalformedDelta, match="damaged"):
+        unpack_exactly(bytes(frame), 266)
+
+
 def test_the_writers_window_is_one_that_the_reader_accepts() -> None:
     data = np.random.default_rng(0).bytes(3 * MAX_WINDOW)
     frame = pack(data)
     assert zstandard.get_frame_parameters(frame).window_size <= MAX_WINDOW
-    assert unpack(frame, len(data)) == data
+    assert unpack(frame, len(data)) == unpack_exactly(frame, len(data)) == data
 
 
 @pytest.mark.parametrize("log", [24, 27, 30])
@@ -50,13 +92,17 @@ def test_a_larger_window_is_refused(log: int) -> None:
 
 
 @LAW
-@given(st.binary(max_size=300), st.data())
+@given(st.binary(min_size=1, max_size=300), st.data())
 def test_every_cut_and_every_suffix_is_refused(data: bytes, draw: st.DataObject) -> None:
     frame = pack(data)
     with pytest.raises(MalformedDelta):
         unpack(frame[: draw.draw(st.integers(0, len(frame) - 1))], len(data))
     with pytest.raises(MalformedDelta):
         unpack(frame + draw.draw(st.binary(min_size=1, max_size=3000)), len(data))
+    with pytest.raises(MalformedDelta):
+        unpack_exactly(frame[: draw.draw(st.integers(0, len(frame) - 1))], len(data))
+    with pytest.raises(MalformedDelta):
+        unpack_exactly(frame + draw.draw(st.binary(min_size=1, max_size=3000)), len(data))
 
 
 def test_a_bomb_stops_within_a_step_of_the_bound() -> None:

@@ -8,7 +8,7 @@ from tests.delta.samples import sample
 
 from patchbay.delta import Manifest
 from patchbay.delta.codecs import POSITIONS, VALUES
-from patchbay.delta.manifest import DTYPES, MAX_DIM, MAX_NUMEL, MAX_RANK, MAX_TENSORS, numel
+from patchbay.delta.manifest import DTYPES, MAX_DIM, MAX_NUMEL, MAX_RANK, MAX_TENSORS, LowRank, numel
 from patchbay.errors import MalformedDelta
 
 DIGEST = f"sha256:{'0' * 64}"
@@ -35,6 +35,11 @@ def tensor(**changes: Any) -> dict[str, Any]:
     }
 
 
+def low_rank(*bands: tuple[int, str], shape: list[int] | None = None) -> dict[str, Any]:
+    listed = [{"rank": rank, "values": values} for rank, values in bands]
+    return {"w": {"kind": "low_rank", "shape": shape or [4, 5], "dtype": "F32", "bands": listed}}
+
+
 def test_text_and_back() -> None:
     manifest = parse()
     assert Manifest.parse(manifest.to_json()) == manifest
@@ -45,6 +50,7 @@ def test_defaults_are_not_written() -> None:
     written = json.loads(parse().to_json())
     assert not {"missing", "prefix", "config_removed"} & written.keys()
     assert "seed" not in written["compression"]
+    assert not {"neurons", "appended", "exceptions"} & written["tensors"]["norm.bias"].keys()
 
 
 def test_tensors_are_sorted_whatever_the_order_in_the_text() -> None:
@@ -82,13 +88,26 @@ def test_required_fields_are_named_when_missing(name: str) -> None:
         ({"tensors": tensor(count=21)}, "tensors"),
         ({"tensors": tensor(own={"count": 21, "positions": "gap"})}, "tensors"),
         ({"tensors": tensor(exceptions={"count": 21, "positions": "gap"})}, "tensors"),
+        ({"unused": [-1]}, "unused.0"),
+        (
+            {"provenance": {"finetuned": "f", "tool": "t", "original_bytes": 1, "parameters": -1}},
+            "provenance.parameters",
+        ),
         ({"tensors": tensor(shape=[1] * (MAX_RANK + 1))}, "tensors.w.sparse.shape"),
         ({"tensors": tensor(shape=[MAX_DIM + 1])}, "tensors.w.sparse.shape.0"),
         ({"tensors": tensor(shape=[MAX_NUMEL // 2, 4])}, "tensors.w.sparse.shape.0"),
-        ({"tensors": tensor(shape=[1 << 24, 1 << 24, 2])}, "tensors"),
-        ({"tensors": tensor(dtype="C64")}, "tensors"),
+        ({"tensors": tensor(shape=[1 << 24, 1 << 24, 2])}, "tensors.w.sparse"),
+        ({"tensors": tensor(dtype="C64")}, "tensors.w.sparse"),
+        ({"tensors": tensor(neurons=21)}, "tensors.w.sparse"),
+        ({"tensors": tensor(shape=[], appended=1)}, "tensors.w.sparse"),
+        ({"tensors": low_rank()}, "tensors.w.low_rank.bands"),
+        ({"tensors": low_rank((0, "int8"))}, "tensors.w.low_rank.bands.0.rank"),
+        ({"tensors": low_rank((1, "int9"))}, "tensors.w.low_rank.bands.0.values"),
+        ({"tensors": low_rank((3, "int8"), (2, "bf16"))}, "tensors.w.low_rank"),
+        ({"tensors": low_rank((1, "int8"), shape=[20])}, "tensors.w.low_rank"),
+        ({"tensors": low_rank(*[(1, "int8")] * 9, shape=[20, 20])}, "tensors.w.low_rank.bands"),
         ({"tensors": tensor(positions="seed")}, "tensors.w.sparse.positions"),
-        ({"tensors": tensor(values="int4")}, "tensors.w.sparse.values"),
+        ({"tensors": tensor(values="int3")}, "tensors.w.sparse.values"),
         ({"tensors": {f"t{i}": tensor()["w"] for i in range(MAX_TENSORS + 1)}}, "tensors"),
     ],
 )
@@ -98,15 +117,31 @@ def test_the_offending_field_is_named(changes: dict[str, Any], param: str) -> No
 
 @pytest.mark.parametrize(
     ("kind", "values", "allowed"),
-    [("delta", "fp32", True), ("delta", "bf16", True), ("delta", "raw", False)]
+    [("delta", values, True) for values in VALUES]
+    + [("delta", "raw", False)]
     + [(kind, values, values == "raw") for kind in ("added", "copied") for values in ("raw", "fp32", "bf16")],
 )
-def test_differences_are_floats_and_everything_else_is_raw(kind: str, values: str, allowed: bool) -> None:
+def test_differences_are_encoded_and_everything_else_is_raw(kind: str, values: str, allowed: bool) -> None:
     entry = {"kind": kind, "shape": [2], "dtype": "F32", "values": values}
     if allowed:
         assert parse(tensors={"w": entry}).tensors["w"].kind == kind
     else:
         assert "cannot be stored as" in refused(tensors={"w": entry}).message
+
+
+@pytest.mark.parametrize(
+    "companion", [{"exceptions": {"count": 0, "positions": "gap"}}, {"neurons": 1}, {"appended": 1}]
+)
+def test_what_is_stored_as_it_is_has_no_companions(companion: dict[str, Any]) -> None:
+    entry = {"kind": "added", "shape": [2], "dtype": "F32", "values": "raw"}
+    assert "stored as it is" in refused(tensors={"w": entry | companion}).message
+
+
+def test_bands_of_a_low_rank_difference() -> None:
+    entry = parse(tensors=low_rank((3, "int8"), (1, "bf16"))).tensors["w"]
+    assert isinstance(entry, LowRank)
+    assert [(band.rank, band.values) for band in entry.bands] == [(3, "int8"), (1, "bf16")]
+    assert parse(tensors=low_rank((4, "fp32"), shape=[4, 1, 5])).tensors["w"].shape == (4, 1, 5)
 
 
 def test_every_encoding_and_dtype_is_accepted() -> None:

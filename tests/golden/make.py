@@ -1,4 +1,4 @@
-"""Makes the golden file of format version 1 and what it must decode to. A program; run once per format version:
+"""Makes the golden file of format version 2 and what it must decode to. A program; run once per format version:
 
     PYTHONPATH=core:. python -m tests.golden.make
 
@@ -18,11 +18,15 @@ from tests.delta.samples import spec
 
 from patchbay.architecture import TensorSpec
 from patchbay.delta import Delta, Exceptions, SparseRows, read_delta, write_delta
+from patchbay.delta.codecs import seeded_positions
 from patchbay.delta.encode import Streams
 
 HERE = Path(__file__).parent
-FILE = HERE / "delta_v1.safetensors"
-EXPECTED = HERE / "delta_v1.expected.safetensors"
+FILE = HERE / "delta_v2.safetensors"
+EXPECTED = HERE / "delta_v2.expected.safetensors"
+# Written when version 1 was today's; nothing makes them again.
+FILE_VERSION_1 = HERE / "delta_v1.safetensors"
+EXPECTED_VERSION_1 = HERE / "delta_v1.expected.safetensors"
 FINGERPRINT = f"sha256:{'5a' * 32}"
 
 # name, shape, every how manieth entry is kept, encoding of the values, dtype of the fine-tune
@@ -41,6 +45,23 @@ SPARSE = (
     ("nothing.kept", (3, 4), 13, "sign_row", torch.float32),
     ("scalar.fp32", (), 1, "fp32", torch.float32),
 )
+SPARSE_2 = (
+    ("all.bf16", (5, 8), 1, "bf16", torch.bfloat16),
+    ("gap.int4", (40, 50), 6, "int4", torch.float32),  # 334 values, three groups
+    ("gap.int4_odd", (9, 9), 5, "int4", torch.float32),
+    ("gap.levels", (20, 30), 7, "levels", torch.bfloat16),
+    ("bitmask.levels", (20, 30), 2, "levels", torch.bfloat16),
+    ("gap.sign_column_log", (20, 30), 11, "sign_column_log", torch.bfloat16),
+)
+SEED = 2**63 + 12345
+SEEDED = ("seeded.sign_tensor", (33, 61), 150)
+WHOLE = (  # differences stored whole, in other encodings than floats
+    ("whole.int8", (300,), "int8"),
+    ("whole.int4", (129,), "int4"),
+    ("whole.sign_row", (6, 50), "sign_row"),
+    ("whole.sign_column_log", (6, 50), "sign_column_log"),
+)
+BANDS = ((3, "bf16"), (2, "int8"), (4, "int4"))
 OWN = ("gap.sign_row", "bitmask.sign_row", "gap.sign_tensor")
 SPECS: Mapping[str, TensorSpec] = {
     s.name: s
@@ -51,6 +72,9 @@ SPECS: Mapping[str, TensorSpec] = {
         spec("copied.int64", (1, 9), "I64"),
         spec("copied.bool", (5,), "BOOL"),
         spec("head.weight", (2, 4), is_head=True),
+        *(spec(name, shape) for name, shape, *_ in (*SPARSE_2, SEEDED, *WHOLE)),
+        spec("low_rank", (30, 20), "BF16"),
+        spec("grown.weight", (7, 3), "F16"),
     )
 }
 
@@ -62,12 +86,19 @@ def numbers(count: int) -> torch.Tensor:
     return (mantissa + 0.5) * torch.pow(2.0, -(index % 5) - 12)
 
 
+def few(count: int, num_levels: int) -> torch.Tensor:
+    """At most `num_levels` magnitudes, both signs."""
+    index = torch.arange(count)
+    return (index % num_levels + 1) / 8 * torch.where(index % 3 == 0, -1.0, 1.0)
+
+
 def build() -> Streams:
     streams = Streams()
-    for name, shape, every, values, dtype in SPARSE:
+    for name, shape, every, values, dtype in (*SPARSE, *SPARSE_2):
         positions = torch.arange(torch.Size(shape).numel(), dtype=torch.int32)[every % 5 :: every]
         own = torch.arange(len(positions)) % 10 == 3 if name in OWN else None
-        streams.add_sparse(name, SparseRows(shape, positions, numbers(len(positions))), values, dtype, own)
+        kept = few(len(positions), every) if values == "levels" else numbers(len(positions))
+        streams.add_sparse(name, SparseRows(shape, positions, kept), values, dtype, own)
     streams.add_dense("dense.fp32", numbers(11), "fp32", torch.float32)
     streams.add_dense("dense.bf16", numbers(12).reshape(3, 4), "int8", torch.bfloat16)
     streams.add_raw("head.weight", numbers(20).reshape(5, 4).to(torch.float16), copied=False)
@@ -77,7 +108,24 @@ def build() -> Streams:
     streams.add_exceptions("gap.bf16", Exceptions(torch.arange(0, 600, 2), numbers(300).to(torch.bfloat16)))
     streams.add_exceptions("bitmask.fp32", Exceptions(torch.tensor([62]), torch.tensor([1e-300], dtype=torch.float64)))
     streams.add_exceptions("dense.bf16", Exceptions(torch.tensor([5]), torch.tensor([2.0], dtype=torch.bfloat16)))
+    add_what_version_2_brought(streams)
     return streams
+
+
+def add_what_version_2_brought(streams: Streams) -> None:
+    name, shape, count = SEEDED
+    drawn = torch.from_numpy(seeded_positions(SEED, count, shape[0] * shape[1]).astype("int32"))
+    streams.add_sparse(name, SparseRows(shape, drawn, numbers(count)), "sign_tensor", torch.float32, seed=SEED)
+    for name, whole, values in WHOLE:
+        difference = numbers(torch.Size(whole).numel()).reshape(whole)
+        streams.add_whole(name, difference, values, torch.float32)
+    bands = [(numbers(30 * rank).reshape(30, rank), numbers(20 * rank).reshape(20, rank), v) for rank, v in BANDS]
+    streams.add_low_rank("low_rank", bands, torch.bfloat16)
+    streams.add_neurons("low_rank", numbers(30).abs(), (torch.arange(30) - 14) / 15)
+    streams.add_neurons("gap.int4", numbers(40).relu(), torch.linspace(-1, 1, 40))
+    nothing = SparseRows((7, 3), torch.empty(0, dtype=torch.int32), torch.empty(0))
+    streams.add_sparse("grown.weight", nothing, "bf16", torch.float16)
+    streams.add_appended("grown.weight", numbers(6).reshape(2, 3).to(torch.float16))
 
 
 def manifest(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +133,12 @@ def manifest(entries: Mapping[str, Any]) -> dict[str, Any]:
         "base": {"name": "golden", "fingerprint": FINGERPRINT},
         "compression": {"method": "random", "density": 0.25, "seed": 7, "params": {"values": "int8", "scale": 1.5}},
         "statistics": {"relative_error": 0.5, "sigma": 0.125},
-        "provenance": {"finetuned": "golden-tuned", "tool": "patchbay golden", "original_bytes": 10_000},
+        "provenance": {
+            "finetuned": "golden-tuned",
+            "tool": "patchbay golden",
+            "original_bytes": 10_000,
+            "parameters": 5_000,
+        },
         "tensors": entries,
         "missing": ("pooler.weight",),
         "prefix": "bert.",
@@ -105,6 +158,9 @@ def flat(delta: Delta) -> dict[str, torch.Tensor]:
         tensors |= {f"matrices.{name}.positions": rows.positions, f"matrices.{name}.values": rows.values}
     for name, listed in delta.exceptions.items():
         tensors |= {f"exceptions.{name}.positions": listed.positions, f"exceptions.{name}.bits": listed.bits}
+    for name, neurons in delta.neurons.items():
+        tensors |= {f"neurons.{name}.energy": neurons.energy, f"neurons.{name}.cosine": neurons.cosine}
+    tensors |= {f"appended.{name}": rows for name, rows in delta.appended.items()}
     return tensors
 
 
@@ -112,7 +168,8 @@ def main() -> None:
     entries, streams = build().finish()
     write_delta(FILE, manifest(entries), streams)
     save_file(flat(read_delta(FILE, SPECS, FINGERPRINT)), EXPECTED)
-    digests = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in (FILE, EXPECTED)]
+    files = (FILE_VERSION_1, EXPECTED_VERSION_1, FILE, EXPECTED)
+    digests = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
     (HERE / "SHA256SUMS").write_text("".join(digests))
 
 

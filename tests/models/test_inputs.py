@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from patchbay.backbone import Backbone
 from patchbay.delta.manifest import Token
 from patchbay.errors import InputError, InvalidRecipe
+from patchbay.execute.patch import Patcher
 from patchbay.models.inputs import ArrayInput, ImageInput, Inputs, parts, vocabulary_of
 
 Load = Callable[..., Backbone]
@@ -86,6 +87,33 @@ def test_a_tokenizer_that_knows_more_than_the_model(backbone: Load) -> None:
     inputs.batch(["<95>"], tokens)
     with pytest.raises(InputError, match="outside the model's vocabulary of 96"):
         inputs.batch(["<96>"], tokens)
+
+
+def test_tokens_of_a_larger_vocabulary(backbone: Load) -> None:
+    base = backbone("bert_classifier")
+    inputs = Inputs(base)
+    assert inputs.tokenizer is not None
+    tokens = [Token(id=number, content=f"<{number}>", special=False) for number in range(len(inputs.tokenizer), 99)]
+    assert 97 in inputs.batch(["the <97>"], tokens, 2)["input_ids"][0]
+    with pytest.raises(InputError, match="outside the model's vocabulary of 98"):
+        inputs.batch(["<98>"], tokens, 2)
+
+
+def test_what_another_request_appends_is_not_this_ones(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A batch is made while the model may be patched for somebody else."""
+    folder = model_folder("bert_encoder")
+    base = Backbone.load(folder)
+    inputs = Inputs(base)
+    assert inputs.tokenizer is not None
+    tokens = [Token(id=number, content=f"<{number}>", special=False) for number in range(len(inputs.tokenizer), 98)]
+    tuned = pico.grow(folder, tmp_path, pico.VOCAB + 2)
+    delta = pico.delta(folder, tuned, tmp_path / "delta")
+    with Patcher(base).patched(pico.plan([delta], [1.0]), [delta]):
+        assert vocabulary_of(base) == pico.VOCAB + 2
+        with pytest.raises(InputError, match="outside the model's vocabulary of 96"):
+            inputs.batch(["<97>"], tokens)
+        assert 97 in inputs.batch(["<97>"], tokens, 2)["input_ids"][0]
+    assert vocabulary_of(base) == pico.VOCAB
 
 
 def test_arrays_are_taken_as_they_are(backbone: Load) -> None:

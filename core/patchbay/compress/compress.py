@@ -1,217 +1,155 @@
-"""A fine-tuned checkpoint -> a delta file, tensor by tensor in bounded memory. Knows nothing of servers and stores."""
+"""A fine-tuned model -> a delta file. Knows nothing of servers and stores."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import patchbay
-from patchbay.architecture import TensorSpec
-from patchbay.checkpoint import Checkpoint, as_bits
-from patchbay.compress.prune import KeepLargest, KeepRandom, Pruner
-from patchbay.delta import DeltaFile, Exceptions, write_delta
-from patchbay.delta.codecs import VALUES
-from patchbay.delta.delta import apply_difference
-from patchbay.delta.encode import DTYPE_NAMES, Streams
-from patchbay.delta.manifest import Base, Compression, Provenance, Statistics, Token
-from patchbay.errors import FinetuneMismatch, InvalidRecipe
+from patchbay.adapters import open_finetuned
+from patchbay.backbone import Backbone
+from patchbay.checkpoint import Checkpoint
+from patchbay.compress.calibration import Calibration, Judge
+from patchbay.compress.distil import Distilled, distil
+from patchbay.compress.methods import Method, find_method
+from patchbay.compress.options import Options
+from patchbay.compress.parts import Progress, Vector
+from patchbay.compress.problem import Problem
+from patchbay.compress.record import Record
+from patchbay.compress.search import Evaluation
+from patchbay.compress.statistics import squared_norm
+from patchbay.compress.targets import fit_kl, fit_size
+from patchbay.compress.write import DEFAULT_DENSITY, Writer, finite_difference, is_prunable
+from patchbay.delta import DeltaFile
 from patchbay.task_vector import TaskVector
 
-Progress = Callable[[int, int, str], None]
-# Below this many entries a matrix is stored whole: its positions and headers would cost more than they save.
-TINY = 4096
-METHODS = ("magnitude", "random")
-VALUE_NAMES = {"sign": "sign_row"} | {name: name for name in VALUES}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """`density`: fraction of matrix entries kept. `scale` multiplies kept values (magnitude only). `exact`: raw bits
-    wherever base + delta does not round to the fine-tune, so that density 1 in fp32 is lossless."""
-
-    method: str = "magnitude"
-    density: float = 0.05
-    values: str = "int8"
-    scale: float = 1.0
-    seed: int = 0
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidRecipe(f"unknown method {self.method!r}; known: {', '.join(METHODS)}", param="method")
-        if self.values not in VALUE_NAMES:
-            raise InvalidRecipe(f"unknown values {self.values!r}; known: {', '.join(VALUE_NAMES)}", param="values")
-        if not 0.0 <= self.density <= 1.0:
-            raise InvalidRecipe(f"density {self.density} is not between 0 and 1", param="density")
-        if not math.isfinite(self.scale):
-            raise InvalidRecipe(f"scale {self.scale} is not a finite number", param="scale")
-        if self.seed < 0:
-            raise InvalidRecipe(f"seed {self.seed} is negative", param="seed")
+__all__ = ["Options", "Progress", "Report", "compress"]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What compression cost and gave. `ratio`: bytes of the fine-tuned weight files over bytes of the delta file."""
+    """What compression cost and gave.
+
+    `ratio`: bytes of the fine-tuned weight files over bytes of the delta file. `bits_per_parameter`: of the whole file
+    over the base's parameters; `bits_without_heads` leaves out tensors that only the fine-tune has, which are new
+    parameters and no difference. `score` is the best one on the calibration inputs, None without a search. `sizes`:
+    bytes by kind.
+    """
 
     path: str
     num_bytes: int
     original_bytes: int
     ratio: float
     bits_per_parameter: float
+    bits_without_heads: float
     density: float
     relative_error: float
+    evaluations: int
+    score: float | None
+    sizes: dict[str, int]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-@dataclass
-class _Norms:
-    """Sums over the whole vector for relative error and sigma."""
-
-    error: float = 0.0
-    square: float = 0.0
-    kept: float = 0.0
-    total: float = 0.0
-
-    def add(self, tau: torch.Tensor, delta: torch.Tensor) -> None:
-        tau, delta = tau.double(), delta.double()
-        self.error += float((tau - delta).square().sum())
-        self.square += float(tau.square().sum())
-        self.kept += float(delta.abs().sum())
-        self.total += float(tau.abs().sum())
-
-    def statistics(self) -> Statistics:
-        sigma = max(0.0, 1.0 - self.kept / self.total) if self.total else 0.0
-        return Statistics(relative_error=(self.error / self.square) ** 0.5 if self.square else 0.0, sigma=sigma)
-
-
 def compress(
-    base: str | Path, finetuned: str | Path, out: Path, options: Options, on_progress: Progress | None = None
+    base: str | Path,
+    finetuned: str | Path,
+    out: Path,
+    options: Options,
+    *,
+    calibration: Calibration | Path | None = None,
+    on_progress: Progress | None = None,
+    history: Sequence[Evaluation] = (),
+    on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> Report:
     """Writes `out` and reports on it.
 
-    Raises FinetuneMismatch where the two models do not belong together, or where a tensor holds NaN or infinity and
-    `exact` is off.
+    `history` holds the evaluations of an earlier run with the same inputs that was cut off: they are replayed, and the
+    result is that of an uninterrupted run, to the bit. `on_evaluation` is told of every new one. Raises
+    FinetuneMismatch where the two models do not belong together or a tensor holds NaN or infinity and `exact` is off;
+    InvalidRecipe for options that do not go together; InputError for calibration inputs that do not suit the model.
     """
     started = time.monotonic()
-    tuned = Checkpoint.open(finetuned)
-    vector = TaskVector.from_models(base, tuned, _stage(on_progress, "compare"))
-    streams, norms = _encode(vector, options, on_progress)
-    entries, data = streams.finish()
-    file = write_delta(
-        out,
-        {
-            "base": Base(name=vector.identity.base, fingerprint=vector.identity.base_fingerprint),
-            "compression": _compression(options),
-            "statistics": norms.statistics(),
-            "provenance": Provenance(
-                finetuned=vector.identity.finetuned,
-                tool=f"patchbay {patchbay.__version__}",
-                original_bytes=tuned.num_bytes,
-            ),
-            "tensors": entries,
-            "missing": vector.missing,
-            "prefix": vector.identity.prefix,
-            "config": dict(vector.identity.config),
-            "config_removed": vector.identity.config_removed,
-            "labels": vector.identity.labels,
-            "tokens": tuple(Token.model_validate(token) for token in vector.identity.tokens),
-        },
-        data,
-    )
-    return _report(file, tuned, time.monotonic() - started)
+    if isinstance(calibration, Path):
+        calibration = Calibration.read(calibration)
+    old = Checkpoint.open(base)
+    tuned = open_finetuned(finetuned, old)
+    vector = TaskVector.from_models(old, tuned, _stage(on_progress, "compare"))
+    record = Record(options.evaluations, history, on_evaluation, _stage(on_progress, "search"))
+    writer = Writer(vector, tuned, options, _stage(on_progress, "write"))
+    problem = _problem(vector, writer, options, record, in_memory=calibration is not None)
+    if calibration is not None:
+        problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), calibration, options.score)
+    method = find_method(problem, options)
+    file = _write(writer, method, problem, out, _stage(on_progress, "distil"))
+    return _report(file, record, time.monotonic() - started)
 
 
-def is_prunable(spec: TensorSpec) -> bool:
-    """Norms, biases, positional tensors and tiny matrices are never pruned: the most sensitive per parameter."""
-    return spec.is_matrix and spec.numel >= TINY
+def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progress: Progress | None) -> DeltaFile:
+    options = writer.options
+
+    def distilled(density: float) -> Distilled:
+        if not options.distil or method.distils == "nothing" or problem.judge is None:
+            return Distilled()
+        everything = method.distils == "everything"
+        parts = problem.prune(method.pruner(density))
+        return distil(problem, parts, vectors=everything, seed=options.seed, on_progress=on_progress)
+
+    if options.target_size is not None:
+        return fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
+    density = DEFAULT_DENSITY if options.density is None else options.density
+    method.tune(density)
+    if options.target_kl is not None:
+        density = fit_kl(problem, method, options.target_kl)
+    return writer.write(method, density, out, distilled(density))
 
 
-def _encode(vector: TaskVector, options: Options, on_progress: Progress | None) -> tuple[Streams, _Norms]:
-    streams, norms = Streams(), _Norms()
+def _problem(vector: TaskVector, writer: Writer, options: Options, record: Record, *, in_memory: bool) -> Problem:
+    names = tuple(sorted(name for name in vector.changed if is_prunable(vector.specs[name])))
 
     def read(name: str) -> torch.Tensor:
-        return _finite(name, vector[name], options.exact)
+        return finite_difference(vector, name, options.exact)
 
-    prunable = sorted(name for name in vector.changed if is_prunable(vector.specs[name]))
-    pruner = _pruner(vector, prunable, read, options) if prunable else None
-    for done, name in enumerate(sorted(vector.changed)):
-        if on_progress:
-            on_progress(done, len(vector.changed), name)
-        tau = read(name)
-        dtype = _target_dtype(vector, name)
-        if pruner is not None and is_prunable(vector.specs[name]):
-            stored = streams.add_sparse(name, pruner(name, tau), VALUE_NAMES[options.values], dtype).to_dense()
-        else:
-            stored = streams.add_dense(name, tau, options.values, dtype)
-        norms.add(tau, stored)
-        if options.exact:
-            streams.add_exceptions(name, _exceptions(vector, name, stored))
-    for name, tensor in vector.added.items():
-        streams.add_raw(name, tensor, copied=False)
-    for name, tensor in vector.copied.items():
-        streams.add_raw(name, tensor, copied=True)
-    return streams, norms
+    held = {name: read(name) for name in names} if in_memory else {}
+    prunable = Vector(
+        names=names,
+        read=held.__getitem__ if in_memory else read,
+        sizes={name: vector.specs[name].numel for name in names},
+        ratio=_ratio(vector, names, read),
+    )
+    whole = {name: read(name) for name in vector.changed if name not in prunable.sizes}
+    return Problem(prunable, writer.manifest(), whole, vector.added, vector.copied, vector.appended, record)
 
 
-def _pruner(vector: TaskVector, names: list[str], read: Callable[[str], torch.Tensor], options: Options) -> Pruner:
-    if options.method == "random":
-        return KeepRandom({name: vector.specs[name].numel for name in names}, options.density, seed=options.seed)
-    return KeepLargest(read, names, options.density, scale=options.scale)
+def _ratio(vector: TaskVector, names: Sequence[str], read: Callable[[str], torch.Tensor]) -> float:
+    """rms(tau) / rms(base) over the prunable matrices."""
+    change = sum(squared_norm(read(name)) for name in names)
+    pairs = (vector.pair(name) for name in names)
+    base = sum(squared_norm(pair[0].to(torch.float32)) for pair in pairs if pair is not None)
+    return (change / base) ** 0.5 if base else 0.0
 
 
-def _finite(name: str, tau: torch.Tensor, exact: bool) -> torch.Tensor:
-    finite = torch.isfinite(tau)
-    if bool(finite.all()):
-        return tau
-    if not exact:
-        raise FinetuneMismatch(f"{name!r} contains NaN or infinity: the fine-tune is damaged", param=name)
-    return torch.where(finite, tau, 0.0)  # the exceptions carry the bits
-
-
-def _target_dtype(vector: TaskVector, name: str) -> torch.dtype:
-    pair = vector.pair(name)
-    assert pair is not None, "compress makes its vector from two models"
-    if pair[1].dtype not in DTYPE_NAMES:
-        raise FinetuneMismatch(f"{name!r} is stored as {pair[1].dtype}, which a delta cannot stand for", param=name)
-    return pair[1].dtype
-
-
-def _exceptions(vector: TaskVector, name: str, stored: torch.Tensor) -> Exceptions:
-    pair = vector.pair(name)
-    assert pair is not None, "compress makes its vector from two models"
-    before, after = pair
-    reached = apply_difference(before, stored, after.dtype)
-    positions = torch.nonzero(as_bits(reached.contiguous()) != as_bits(after.contiguous())).flatten()
-    return Exceptions(positions, after.reshape(-1)[positions])
-
-
-def _compression(options: Options) -> Compression:
-    params: dict[str, int | float | str | bool] = {"values": options.values}
-    if options.method == "magnitude" and options.scale != 1.0:
-        params["scale"] = options.scale
-    seed = options.seed if options.method == "random" else None
-    return Compression(method=options.method, density=options.density, seed=seed, params=params)
-
-
-def _report(file: DeltaFile, tuned: Checkpoint, seconds: float) -> Report:
-    parameters = sum(stored.numel for stored in tuned.tensors.values())
+def _report(file: DeltaFile, record: Record, seconds: float) -> Report:
+    manifest, sizes = file.manifest, dict(file.itemised())
+    parameters = max(1, manifest.provenance.parameters or 1)
     return Report(
         path=str(file.path),
         num_bytes=file.num_bytes,
-        original_bytes=tuned.num_bytes,
-        ratio=tuned.num_bytes / file.num_bytes,
-        bits_per_parameter=8 * file.num_bytes / max(1, parameters),
-        density=file.manifest.compression.density,
-        relative_error=file.manifest.statistics.relative_error,
+        original_bytes=manifest.provenance.original_bytes,
+        ratio=manifest.provenance.original_bytes / file.num_bytes,
+        bits_per_parameter=8 * file.num_bytes / parameters,
+        bits_without_heads=8 * (file.num_bytes - sizes["added"]) / parameters,
+        density=manifest.compression.density,
+        relative_error=manifest.statistics.relative_error,
+        evaluations=len(record.evaluations),
+        score=record.best_score,
+        sizes=sizes,
         seconds=seconds,
     )
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from patchbay.delta import SparseRows
+from patchbay.delta.codecs import seeded_positions
 
 Read = Callable[[str], torch.Tensor]
-
-
-class Pruner(Protocol):
-    def __call__(self, name: str, tau: torch.Tensor) -> SparseRows: ...
 
 
 def num_kept(density: float, total: int) -> int:
@@ -28,22 +24,27 @@ def num_kept(density: float, total: int) -> int:
 
 
 class KeepLargest:
-    """Global magnitude top-k: exactly floor(density * D) entries, ties by lower index (names in order, then position).
+    """Global magnitude top-k: exactly `keep` entries, ties by lower index (names in order, then position).
 
     The threshold is found by two histograms over the bits of |tau|, whose order as integers is their order as numbers,
     so the vector is read twice and never held.
     """
 
-    def __init__(self, read: Read, names: Iterable[str], density: float, *, scale: float = 1.0) -> None:
+    def __init__(self, read: Read, names: Iterable[str], keep: int, *, scale: float = 1.0) -> None:
         self.scale = scale
         names = list(names)
         high = _histogram(read, names, lambda bits: bits >> 16, 1 << 15)
-        keep = num_kept(density, int(high.sum()))
+        keep = min(keep, int(high.sum()))
         upper, above = _crossing(high, keep)
         low = _histogram(read, names, lambda bits: (bits & 0xFFFF)[bits >> 16 == upper], 1 << 16)
         lower, between = _crossing(low, keep - above)
         self.threshold = (upper << 16) | lower
         self.ties_left = keep - above - between
+
+    @property
+    def smallest(self) -> float:
+        """The magnitude of the smallest kept entry."""
+        return float(torch.tensor([self.threshold], dtype=torch.int32).view(torch.float32))
 
     def __call__(self, name: str, tau: torch.Tensor) -> SparseRows:
         bits = _magnitude_bits(tau)
@@ -55,23 +56,24 @@ class KeepLargest:
 
 
 class KeepRandom:
-    """DARE (Yu et al., 2024): floor(density * D) entries drawn without replacement, values divided by the density.
+    """DARE (Yu et al., 2024): `keep` entries drawn without replacement, values divided by the density.
 
-    Each matrix gets its share of them, rounded at random so that all entries have the same chance. Each has its own
-    generator, seeded by (seed, name), so the choice does not depend on reading order.
+    Each matrix gets its share of them, rounded at random so that all entries have the same chance, and draws one entry
+    of every stretch of 1/density: positions that a reader can draw again from `seed_of(name)`.
     """
 
-    def __init__(self, sizes: Mapping[str, int], density: float, *, seed: int, rescale: bool = True) -> None:
+    def __init__(self, sizes: Mapping[str, int], keep: int, *, seed: int, rescale: bool = True) -> None:
         self.seed = seed
         total = sum(sizes.values())
-        keep = num_kept(density, total)
         self.scale = total / keep if rescale and keep else 1.0
         self.counts = _shares(sizes, keep, start=int(np.random.default_rng(seed).integers(max(1, total))))
 
     def __call__(self, name: str, tau: torch.Tensor) -> SparseRows:
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:8], "little")
-        chosen = np.random.default_rng(seed).choice(tau.numel(), self.counts[name], replace=False, shuffle=False)
-        return _gather(tau, torch.from_numpy(np.sort(chosen)), self.scale)
+        chosen = seeded_positions(self.seed_of(name), self.counts[name], tau.numel())
+        return _gather(tau, torch.from_numpy(chosen), self.scale)
+
+    def seed_of(self, name: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:8], "little")
 
 
 def _shares(sizes: Mapping[str, int], keep: int, *, start: int) -> dict[str, int]:

@@ -40,7 +40,8 @@ _COMPANIONS = (
 def reconstruct(delta_path: Path, base: str | Path, out: Path, on_progress: Progress | None = None) -> None:
     """Writes the fine-tuned model that the delta stands for.
 
-    Each tensor is round(fp32(base) + delta) to the fine-tune's dtype, then the delta's exceptions, bit for bit.
+    Each tensor is round(fp32(base) + delta) to the fine-tune's dtype, then the delta's exceptions, bit for bit; behind
+    them the rows of a larger vocabulary.
     Raises InputError where `out` exists and is not empty; WrongBase and the like as `DeltaFile.load` does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -84,7 +85,10 @@ def _tensors(
             on_progress(done, len(checkpoint.tensors), name)
         if name not in missing:
             source = copies.get(name, name)
-            yield prefix + name, apply_delta(delta, source, checkpoint.read(source))
+            tuned = apply_delta(delta, source, checkpoint.read(source))
+            if source in delta.appended:
+                tuned = torch.cat([tuned, delta.appended[source].to(tuned.dtype)])
+            yield prefix + name, tuned
     yield from delta.added.items()
 
 

@@ -1,7 +1,16 @@
 """The artefact: a compressed task vector and its file."""
 
-from patchbay.delta.delta import Delta, Exceptions, SparseRows
+from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.file import DeltaFile, read_delta, write_delta
 from patchbay.delta.manifest import Manifest
 
-__all__ = ["Delta", "DeltaFile", "Exceptions", "Manifest", "SparseRows", "read_delta", "write_delta"]
+__all__ = [
+    "Delta",
+    "DeltaFile",
+    "Exceptions",
+    "Manifest",
+    "NeuronStatistics",
+    "SparseRows",
+    "read_delta",
+    "write_delta",
+]

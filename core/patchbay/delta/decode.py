@@ -2,178 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from patchbay.architecture import TensorSpec
-from patchbay.delta.codecs import POSITIONS, VALUES, Positions
-from patchbay.delta.delta import Delta, Exceptions, SparseRows
-from patchbay.delta.encode import OWN_VALUES, PACKED
-from patchbay.delta.frames import unpack, unshuffle
-from patchbay.delta.manifest import DTYPES, Dense, Entries, Manifest, Sparse, numel
-from patchbay.errors import DeltaTooLarge, MalformedDelta, NonFiniteValue, UnknownTensor, WrongBase, WrongShape
-
-MAX_ADDED_BYTES = 1 << 26
-ReadStream = Callable[[str], bytes]
-
-
-def check_fits(manifest: Manifest, specs: Mapping[str, TensorSpec], fingerprint: str) -> None:
-    """The delta was made for this base: fingerprint, then every name, shape and dtype kind.
-
-    Raises WrongBase, UnknownTensor, WrongShape or DeltaTooLarge, naming the first offender in order of names.
-    """
-    if manifest.base.fingerprint != fingerprint:
-        raise WrongBase(
-            f"the delta was made for base {manifest.base.name!r} ({manifest.base.fingerprint[:19]}...), "
-            f"this base is {fingerprint[:19]}...",
-            param="base.fingerprint",
-        )
-    for name, entry in manifest.tensors.items():
-        if entry.kind == "added":
-            continue
-        spec = specs.get(name)
-        if spec is None:
-            raise UnknownTensor(f"the base has no tensor {name!r}", param=name)
-        if spec.shape != entry.shape:
-            raise WrongShape(f"{name!r} has shape {list(entry.shape)}, the base's has {list(spec.shape)}", param=name)
-        is_float = DTYPES[entry.dtype].is_floating_point
-        if is_float == (entry.kind == "copied") or is_float != spec.dtype.startswith(("F", "BF")):
-            raise WrongShape(
-                f"{name!r} is of kind {entry.kind} and dtype {entry.dtype}, the base's is {spec.dtype}", param=name
-            )
-    _check_added(manifest, specs)
-
-
-def _check_added(manifest: Manifest, specs: Mapping[str, TensorSpec]) -> None:
-    added = {n: e for n, e in manifest.tensors.items() if e.kind == "added"}
-    size = sum(numel(entry.shape) * DTYPES[entry.dtype].itemsize for entry in added.values())
-    if size > MAX_ADDED_BYTES:
-        raise DeltaTooLarge(f"added tensors take {size} bytes; at most {MAX_ADDED_BYTES} are accepted", param="tensors")
-    for name in added:
-        if name in specs and not specs[name].is_head:
-            raise WrongShape(f"{name!r} is a tensor of the base and no head: it cannot be added", param=name)
-
-
-def stream_names(manifest: Manifest) -> set[str]:
-    """Exactly the streams that a file with this manifest holds."""
-    names: set[str] = set()
-    for name, entry in manifest.tensors.items():
-        if isinstance(entry, Sparse):
-            names |= {f"{name}.positions", f"{name}.values"}
-            names |= {f"{name}.own_positions", f"{name}.own_values"} if entry.own else set()
-        else:
-            names.add(PACKED)
-        if entry.exceptions:
-            names |= {f"{name}.exception_positions", f"{name}.exception_bits"}
-    return names
+from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values
+from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
+from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, LowRank, Sparse, numel
+from patchbay.delta.frames import unshuffle
+from patchbay.delta.low_rank import product
+from patchbay.delta.manifest import Manifest
+from patchbay.delta.neurons import decode_neurons
+from patchbay.delta.streams import OWN_VALUES, ReadStream, Stream, factor_shapes, value_kinds
+from patchbay.errors import MalformedDelta, NonFiniteValue
 
 
 def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True) -> Delta:
     """All tensors of a delta whose manifest has passed `check_fits`. `finite=False` admits NaN and infinity in
     exceptions.
 
-    Raises MalformedDelta or NonFiniteValue, naming the tensor.
+    Raises MalformedDelta or NonFiniteValue, naming the tensor or the frame.
     """
-    sparse = {n: e for n, e in manifest.tensors.items() if isinstance(e, Sparse)}
-    matrices = {name: _named(name, _decode_sparse, name, entry, read) for name, entry in sparse.items()}
-    dense: dict[str, dict[str, torch.Tensor]] = {"delta": {}, "added": {}, "copied": {}}
-    for name, entry, tensor in _decode_dense(manifest, read):
-        dense[entry.kind][name] = tensor
-    exceptions = {
-        name: _named(name, _decode_exceptions, name, entry, entry.exceptions, read)
-        for name, entry in manifest.tensors.items()
-        if entry.exceptions
-    }
-    delta = Delta(manifest, matrices, dense["delta"], dense["added"], dense["copied"], exceptions)
+    parts = _Parts()
+    for name, entry in manifest.tensors.items():
+        with _naming(name):
+            _decode_entry(parts, name, entry, read)
+    delta = Delta(
+        manifest,
+        parts.matrices,
+        parts.vectors,
+        parts.added,
+        parts.copied,
+        parts.exceptions,
+        parts.neurons,
+        parts.appended,
+    )
     _check_finite(delta, finite)
     return delta
 
 
+@dataclass
+class _Parts:
+    """What a `Delta` is made of, tensor by tensor."""
+
+    matrices: dict[str, SparseRows] = field(default_factory=dict)
+    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
+    added: dict[str, torch.Tensor] = field(default_factory=dict)
+    copied: dict[str, torch.Tensor] = field(default_factory=dict)
+    exceptions: dict[str, Exceptions] = field(default_factory=dict)
+    neurons: dict[str, NeuronStatistics] = field(default_factory=dict)
+    appended: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def _decode_entry(parts: _Parts, name: str, entry: Entry, read: ReadStream) -> None:
+    if isinstance(entry, Sparse):
+        parts.matrices[name] = _decode_sparse(name, entry, read)
+    elif isinstance(entry, Dense) and entry.kind == "delta":
+        parts.vectors[name] = _decode_whole(name, entry, read)
+    elif isinstance(entry, Dense):
+        raw = _from_bytes(read(Stream(entry.kind, name)), DTYPES[entry.dtype], numel(entry.shape))
+        (parts.added if entry.kind == "added" else parts.copied)[name] = raw.reshape(entry.shape)
+    elif isinstance(entry, LowRank):
+        parts.vectors[name] = _decode_low_rank(name, entry, read)
+    _decode_companions(parts, name, entry, read)
+
+
+def _decode_companions(parts: _Parts, name: str, entry: Entry, read: ReadStream) -> None:
+    if entry.exceptions:
+        parts.exceptions[name] = _decode_exceptions(name, entry, entry.exceptions, read)
+    if entry.neurons:
+        energy, cosine = read(Stream("neuron_energy", name)), read(Stream("neuron_cosine", name))
+        parts.neurons[name] = decode_neurons(energy, cosine, entry.neurons)
+    if entry.appended:
+        shape = (entry.appended, *entry.shape[1:])
+        raw = _from_bytes(read(Stream("appended", name)), DTYPES[entry.dtype], numel(shape))
+        parts.appended[name] = raw.reshape(shape)
+
+
 def _decode_sparse(name: str, entry: Sparse, read: ReadStream) -> SparseRows:
-    positions = _positions(entry, read(f"{name}.positions"), entry.shape)
-    codec = VALUES[entry.values]
-    data = unpack(read(f"{name}.values"), codec.max_bytes(entry.count, entry.shape))
-    values = codec.decode(data, positions, entry.shape)
+    positions = _positions(entry, read(Stream("positions", name)), entry.shape)
+    values = _values(name, entry, entry.values, positions, entry.shape, read)
     if entry.own:
-        own = _positions(entry.own, read(f"{name}.own_positions"), entry.shape)
-        codec = VALUES[OWN_VALUES]
-        own_data = unpack(read(f"{name}.own_values"), codec.max_bytes(entry.own.count, entry.shape))
+        own = _positions(entry.own, read(Stream("own_positions", name)), entry.shape)
+        own_values = VALUES[OWN_VALUES].decode(read(Stream("own_values", name)), own, entry.shape)
         order = np.argsort(np.concatenate([positions, own]), kind="stable")
-        values = np.concatenate([values, codec.decode(own_data, own, entry.shape)])[order]
+        values = np.concatenate([values, own_values])[order]
         positions = np.concatenate([positions, own])[order]
         if (np.diff(positions) == 0).any():
             raise MalformedDelta("an entry is listed both with an own value and without")
     return SparseRows(entry.shape, _index_tensor(positions, entry.shape), torch.from_numpy(values))
 
 
-def _decode_dense(manifest: Manifest, read: ReadStream) -> Iterator[tuple[str, Dense, torch.Tensor]]:
-    entries = [(name, entry) for name, entry in manifest.tensors.items() if isinstance(entry, Dense)]
-    if not entries:
-        return
-    sizes = [numel(entry.shape) * _stored_dtype(entry).itemsize for _, entry in entries]
-    data = _named(PACKED, unpack, read(PACKED), sum(sizes))
-    if len(data) != sum(sizes):
-        raise MalformedDelta(f"{PACKED} holds {len(data)} bytes where {sum(sizes)} are declared", param=PACKED)
-    start = 0
-    for (name, entry), size in zip(entries, sizes, strict=True):
-        part = _named(name, _from_bytes, data[start : start + size], _stored_dtype(entry))
-        tensor = part.reshape(entry.shape)
-        start += size
-        yield name, entry, tensor.to(torch.float32) if entry.kind == "delta" else tensor
+def _decode_whole(name: str, entry: Dense, read: ReadStream) -> torch.Tensor:
+    everywhere = np.arange(numel(entry.shape))
+    values = _values(name, entry, entry.values, everywhere, entry.shape, read)
+    return torch.from_numpy(values).reshape(entry.shape)
 
 
-def _decode_exceptions(name: str, entry: Sparse | Dense, listed: Entries, read: ReadStream) -> Exceptions:
-    positions = _positions(listed, read(f"{name}.exception_positions"), entry.shape)
-    dtype = DTYPES[entry.dtype]
-    data = unpack(read(f"{name}.exception_bits"), listed.count * dtype.itemsize)
-    if len(data) != listed.count * dtype.itemsize:
-        raise MalformedDelta(f"{len(data)} bytes of exceptions for {listed.count} entries")
-    return Exceptions(_index_tensor(positions, entry.shape), _from_bytes(data, dtype))
+def _decode_low_rank(name: str, entry: LowRank, read: ReadStream) -> torch.Tensor:
+    factors: list[Values] = []
+    for part, (values, shape) in enumerate(factor_shapes(entry)):
+        everywhere = np.arange(numel(shape))
+        factors.append(_values(name, entry, values, everywhere, shape, read, part).reshape(shape))
+    return torch.from_numpy(product(list(zip(factors[::2], factors[1::2], strict=True)))).reshape(entry.shape)
 
 
-def _positions(entries: Entries, frame: bytes, shape: tuple[int, ...]) -> Positions:
-    codec, total = POSITIONS[entries.positions], numel(shape)
-    return codec.decode(unpack(frame, codec.max_bytes(entries.count, total)), entries.count, total)
+def _values(
+    name: str, entry: Entry, encoding: str, positions: Positions, shape: Shape, read: ReadStream, part: int = 0
+) -> Values:
+    scales, codes = value_kinds(entry)
+    codec = VALUES[encoding]
+    data: Bytes = read(Stream(codes, name, part))
+    if codec.scale_bytes(len(positions), shape):
+        data = b"".join((read(Stream(scales, name, part)), data))
+    return codec.decode(data, positions, shape)
 
 
-def _stored_dtype(entry: Dense) -> torch.dtype:
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "raw": DTYPES[entry.dtype]}[entry.values]
+def _decode_exceptions(name: str, entry: Entry, listed: Entries, read: ReadStream) -> Exceptions:
+    positions = _positions(listed, read(Stream("exception_positions", name)), entry.shape)
+    bits = _from_bytes(read(Stream("exception_bits", name)), DTYPES[entry.dtype], listed.count)
+    return Exceptions(_index_tensor(positions, entry.shape), bits)
 
 
-def _from_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
-    if dtype == torch.bool and data.strip(b"\0\1"):
+def _positions(entries: Entries, data: Bytes, shape: Shape) -> Positions:
+    return POSITIONS[entries.positions].decode(data, entries.count, numel(shape))
+
+
+def _from_bytes(data: Bytes, dtype: torch.dtype, count: int) -> torch.Tensor:
+    if len(data) != count * dtype.itemsize:
+        raise MalformedDelta(f"{len(data)} bytes for {count} entries of {dtype}")
+    if not data:
+        return torch.empty(0, dtype=dtype)
+    raw = bytearray(unshuffle(data, dtype.itemsize))
+    if dtype == torch.bool and raw.strip(b"\0\1"):
         raise MalformedDelta("a boolean that is neither 0 nor 1")
-    return (
-        torch.frombuffer(bytearray(unshuffle(data, dtype.itemsize)), dtype=dtype)
-        if data
-        else torch.empty(0, dtype=dtype)
-    )
+    return torch.frombuffer(raw, dtype=dtype)
 
 
-def _index_tensor(positions: Positions, shape: tuple[int, ...]) -> torch.Tensor:
+def _index_tensor(positions: Positions, shape: Shape) -> torch.Tensor:
     return torch.from_numpy(positions.astype(np.int32 if numel(shape) < 2**31 else np.int64))
 
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _named(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the tensor's name into an error, unless it names something already."""
     try:
-        return function(*args, **kwargs)
+        yield
     except MalformedDelta as error:
+        if error.param is not None:
+            raise
         raise MalformedDelta(f"{name!r}: {error.message}", param=name) from error
 
 
 def _check_finite(delta: Delta, bits_too: bool) -> None:
-    parts: dict[str, torch.Tensor] = {name: rows.values for name, rows in delta.matrices.items()}
-    parts |= dict(delta.vectors) | {n: t for n, t in delta.added.items() if t.is_floating_point()}
-    for name, tensor in sorted(parts.items()):
+    parts = [(name, rows.values) for name, rows in delta.matrices.items()]
+    parts += [*delta.vectors.items(), *delta.added.items(), *delta.appended.items()]
+    if bits_too:
+        parts += [(name, exceptions.bits) for name, exceptions in delta.exceptions.items()]
+    for name, tensor in sorted(parts, key=lambda part: part[0]):
         if not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteValue(f"{name!r} contains NaN or infinity", param=name)
-    for name, exceptions in delta.exceptions.items() if bits_too else ():
-        if not bool(torch.isfinite(exceptions.bits).all()):
             raise NonFiniteValue(f"{name!r} contains NaN or infinity", param=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -38,16 +38,29 @@ class Exceptions:
     bits: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class NeuronStatistics:
+    """fp32 [neurons] each, of the full task vector tau before pruning, row by row of the weight w.
+
+    `energy` = |tau_r|^2; `cosine` = <tau_r, w_r> / (|tau_r| |w_r|).
+    """
+
+    energy: torch.Tensor
+    cosine: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Delta:
     """All parts under the base's tensor names, except `added`, which carries the fine-tune's names of its heads."""
 
     manifest: Manifest
     matrices: Mapping[str, SparseRows]
-    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas of norms, biases and tiny matrices
+    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, low-rank matrices
     added: Mapping[str, torch.Tensor]
     copied: Mapping[str, torch.Tensor]
     exceptions: Mapping[str, Exceptions]
+    neurons: Mapping[str, NeuronStatistics] = field(default_factory=dict)
+    appended: Mapping[str, torch.Tensor] = field(default_factory=dict)  # rows behind the base's last, fine-tune's dtype
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -56,12 +69,13 @@ class Delta:
     @cached_property
     def num_bytes(self) -> int:
         """Bytes in memory."""
-        dense = [*self.vectors.values(), *self.added.values(), *self.copied.values()]
+        dense = [t for part in (self.vectors, self.added, self.copied, self.appended) for t in part.values()]
         sparse = sum(rows.num_bytes for rows in self.matrices.values())
         return (
             sparse
             + sum(t.nbytes for t in dense)
             + sum(e.positions.nbytes + e.bits.nbytes for e in self.exceptions.values())
+            + sum(n.energy.nbytes + n.cosine.nbytes for n in self.neurons.values())
         )
 
     def __contains__(self, name: str) -> bool:

@@ -1,83 +1,110 @@
-"""The container: one safetensors file whose metadata carries the manifest. FORMAT.md is its specification.
+"""The delta file: a manifest and frames in one safetensors container. FORMAT.md is its specification.
 
-`DeltaFile.open` reads the header only and refuses, in this order: too large, no safetensors, header too large, not
-strict JSON, no manifest, oddly named tensors, other dtypes than bytes, a manifest that does not hold, streams that it
-does not name. Knows nothing of stores and networks.
+`DeltaFile.open` reads the header and the manifest only. Knows nothing of stores and networks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
-import re
-import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 from patchbay.architecture import TensorSpec
-from patchbay.delta.decode import check_fits, decode, stream_names
+from patchbay.delta.container import Container, strict_json, write_container
+from patchbay.delta.decode import decode
 from patchbay.delta.delta import Delta
-from patchbay.delta.manifest import FORMAT_VERSION, MAX_TENSORS, Manifest
-from patchbay.errors import DeltaError, DeltaTooLarge, MalformedDelta, UnsupportedFile
+from patchbay.delta.fits import check_fits
+from patchbay.delta.frames import LEVELS, SEARCHED_LEVELS, content_size, pack, unpack_exactly
+from patchbay.delta.manifest import FORMAT_VERSION, Manifest
+from patchbay.delta.streams import Frame, ReadStream, Stream, plan_frames, stream_bounds, stream_lengths
+from patchbay.delta.version1 import StreamsVersion1, check_version1, item_of_row
+from patchbay.errors import DeltaError, DeltaTooLarge, MalformedDelta
 
-MAX_HEADER = 4 << 20
-# Keys of one JSON object: a tensor has at most 6 streams. Bounds what refusing a header of unknown fields costs.
-MAX_KEYS = 6 * MAX_TENSORS + 1
-METADATA_KEY = "patchbay"
-_STREAM_NAME = re.compile(r"[A-Za-z0-9_.\-/]{1,300}")
-_FOREIGN = {
-    b"PK\x03\x04": "a zip archive (torch.save, .pt, .bin)",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
-    b"\x89HDF": "an HDF5 file",
-    b"GGUF": "a GGUF file",
-    b"\x1f\x8b": "a gzip archive",
+MAX_MANIFEST = 4 << 20
+MANIFEST_ROW = "manifest"
+KNOWN_VERSIONS = (1, FORMAT_VERSION)
+ITEM_OF_KIND = {
+    "positions": "positions",
+    "scales": "scales",
+    "values": "values",
+    "own_positions": "own",
+    "own_values": "own",
+    "vector_scales": "vectors",
+    "vectors": "vectors",
+    "added": "added",
+    "copied": "copied",
+    "appended": "appended",
+    "neuron_energy": "statistics",
+    "neuron_cosine": "statistics",
+    "exception_positions": "exceptions",
+    "exception_bits": "exceptions",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaFile:
-    """An opened delta file: the manifest, and where the payload starts."""
+    """An opened delta file: its manifest, and where its bytes lie."""
 
-    path: Path
+    container: Container
     manifest: Manifest
-    header_bytes: int
-    stream_bytes: Mapping[str, int]
+    frames: tuple[Frame, ...]  # none in version 1
 
     @classmethod
     def open(cls, path: Path, max_bytes: int | None = None) -> DeltaFile:
-        """Header only. Raises UnsupportedFile, DeltaTooLarge or MalformedDelta."""
-        size = path.stat().st_size
-        if max_bytes is not None and size > max_bytes:
-            raise DeltaTooLarge(f"the file has {size} bytes; at most {max_bytes} are accepted", param="file")
-        header, header_bytes = _read_header(path, size)
-        text = _manifest_text(header)
-        _check_structure(path, header)
-        manifest = _parse_manifest(text)
-        streams = {name: entry["shape"][0] for name, entry in header.items()}
-        _check_streams(set(streams), stream_names(manifest))
-        return cls(path, manifest, header_bytes, streams)
+        """Header and manifest only. Raises UnsupportedFile, DeltaTooLarge or MalformedDelta."""
+        container = Container.open(path, max_bytes)
+        if container.text != str(FORMAT_VERSION):
+            manifest = _parse_manifest(container.text, 1)
+            check_version1(container, manifest)
+            return cls(container, manifest, ())
+        manifest = _parse_manifest(_read_manifest(container), FORMAT_VERSION)
+        frames = tuple(plan_frames(stream_lengths(manifest)))
+        _check_rows(container, frames)
+        return cls(container, manifest, frames)
+
+    @property
+    def path(self) -> Path:
+        return self.container.path
+
+    @property
+    def header_bytes(self) -> int:
+        return self.container.header_bytes
 
     @property
     def num_bytes(self) -> int:
-        return self.header_bytes + sum(self.stream_bytes.values())
+        return self.header_bytes + sum(self.container.rows.values())
+
+    def itemised(self) -> Mapping[str, int]:
+        """Bytes of the file by what they hold; they sum to `num_bytes`. Version 1 keeps norms and heads in `dense`."""
+        rows = self.container.rows
+        if self.manifest.format_version == 1:
+            parts = [(item_of_row(name), size) for name, size in rows.items()]
+        else:
+            parts = [(ITEM_OF_KIND[frame.kind], rows[frame_row(n)]) for n, frame in enumerate(self.frames)]
+            parts.append(("manifest", rows[MANIFEST_ROW]))
+        items = {"header": self.header_bytes} | dict.fromkeys(("manifest", *ITEM_OF_KIND.values()), 0)
+        for item, size in parts:
+            items[item] = items.get(item, 0) + size
+        return items
 
     def load(self, specs: Mapping[str, TensorSpec], fingerprint: str, *, finite: bool = True) -> Delta:
         """Decodes everything once names and shapes are known to be the base's. Errors as in `check_fits`, `decode`."""
         check_fits(self.manifest, specs, fingerprint)
         with safe_open(self.path, framework="np") as handle:
-            return decode(self.manifest, lambda name: handle.get_tensor(name).tobytes(), finite=finite)
+
+            def read(name: str) -> bytes:
+                return bytes(handle.get_tensor(name).tobytes())
+
+            streams: ReadStream
+            if self.manifest.format_version == 1:
+                streams = StreamsVersion1(self.manifest, read)
+            else:
+                streams = _FramedStreams(self.frames, read)
+            return decode(self.manifest, streams, finite=finite)
 
     def check_payload(self) -> None:
         """Compares the payload's sha256 with the manifest's. Raises MalformedDelta."""
@@ -87,133 +114,37 @@ class DeltaFile:
             )
 
     def payload_sha256(self) -> str:
+        """Of everything between the header and the manifest, which comes last."""
+        digest = hashlib.sha256()
+        rows = self.container.rows
+        left = sum(rows.values()) - (0 if self.manifest.format_version == 1 else rows[MANIFEST_ROW])
         with self.path.open("rb") as file:
             file.seek(self.header_bytes)
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            while left and (part := file.read(min(left, 1 << 20))):
+                digest.update(part)
+                left -= len(part)
+        return f"sha256:{digest.hexdigest()}"
 
 
-def write_delta(path: Path, manifest: Mapping[str, Any], streams: Mapping[str, bytes]) -> DeltaFile:
-    """Writes a temporary file beside `path`, then renames it. `manifest` lacks only the payload's hash.
+def write_delta(path: Path, manifest: Mapping[str, Any], streams: Mapping[Stream, bytes]) -> DeltaFile:
+    """Writes a temporary file beside `path`, then renames it. `manifest` lacks only what follows from the streams.
 
     Raises OSError where the disk is full or the folder cannot be written.
     """
+    own = {"format_version": FORMAT_VERSION, "payload_sha256": f"sha256:{'0' * 64}"}
+    draft = Manifest.model_validate({**manifest, **own})
+    bounds = stream_bounds(draft)
+    assert bounds.keys() == streams.keys(), "entries and streams come from one `Streams`"
+    frames = plan_frames({stream: len(streams[stream]) for stream in bounds})
+    rows = {frame_row(number): _pack_frame(frame, streams) for number, frame in enumerate(frames)}
     payload = hashlib.sha256()
-    for name in sorted(streams):
-        payload.update(streams[name])
-    own = {"format_version": FORMAT_VERSION, "payload_sha256": f"sha256:{payload.hexdigest()}"}
-    full = Manifest.model_validate({**manifest, **own})
-    tensors = {name: np.frombuffer(data, np.uint8) for name, data in sorted(streams.items())}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        save_file(tensors, temporary, {METADATA_KEY: full.to_json()})
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    for name in sorted(rows):
+        payload.update(rows[name])
+    unused = tuple(bound - len(streams[stream]) for stream, bound in bounds.items())
+    full = draft.model_copy(update={"unused": unused, "payload_sha256": f"sha256:{payload.hexdigest()}"})
+    rows[MANIFEST_ROW] = pack(full.to_json().encode(), SEARCHED_LEVELS, checksum=True)
+    write_container(path, str(FORMAT_VERSION), rows)
     return DeltaFile.open(path)
-
-
-def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
-        start = file.read(9)
-        length = int.from_bytes(start[:8], "little")
-        if start[8:] != b"{" or not 0 < length <= size - 8:
-            raise _no_safetensors(start)
-        if length > MAX_HEADER:
-            raise DeltaTooLarge(f"the header has {length} bytes; at most {MAX_HEADER} are accepted", param="file")
-        text = b"{" + file.read(length - 1)
-    try:
-        header = _strict_json(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise MalformedDelta(f"the header is not strict JSON: {error}", param="file") from error
-    return header, 8 + length
-
-
-def _no_safetensors(start: bytes) -> DeltaError:
-    # Asked only after the safetensors header did not hold: two magic bytes can also be a header's length.
-    for magic, what in _FOREIGN.items():
-        if start.startswith(magic):
-            return UnsupportedFile(
-                f"this is {what}; only safetensors files are read, since pickle can carry code", param="file"
-            )
-    return MalformedDelta(
-        "this is no safetensors file: it does not start with a JSON header that fits into it", param="file"
-    )
-
-
-def _strict_json(text: str) -> dict[str, Any]:
-    """One JSON object. Raises ValueError or RecursionError for what two readers could understand differently."""
-    parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-    if not isinstance(parsed, dict):
-        raise ValueError("it is no object")
-    return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_KEYS:
-        raise ValueError(f"an object with {len(pairs)} keys; at most {MAX_KEYS} are accepted")
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"duplicate key {twice[:80]!r}")
-    return result
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(float(number)):
-        raise ValueError(f"{number[:80]} is no finite number")
-    return float(number)
-
-
-def _manifest_text(header: dict[str, Any]) -> str:
-    """Takes the metadata out of the header: what stays are the streams."""
-    metadata = header.pop("__metadata__", None)
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        raise MalformedDelta(
-            "a safetensors file, but no delta: it has no manifest. Make one with `patchbay compress`", param="file"
-        )
-    return text
-
-
-def _check_structure(path: Path, header: dict[str, Any]) -> None:
-    """First what safetensors itself would accept and we do not, then its own rules (offsets, holes)."""
-    for name, entry in header.items():
-        if not _STREAM_NAME.fullmatch(name) or ".." in name:
-            raise MalformedDelta(f"stream name {name[:80]!r} has characters outside A-Z a-z 0-9 _ . - /", param="file")
-        shape = entry.get("shape") if isinstance(entry, dict) else None
-        one_row = isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int)
-        if not one_row or entry.get("dtype") != "U8":
-            raise MalformedDelta(f"stream {name!r} is not a row of bytes (U8)", param=name)
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise MalformedDelta(f"the file breaks a rule of safetensors: {error}", param="file") from error
-
-
-def _parse_manifest(text: str) -> Manifest:
-    try:
-        version = _strict_json(text).get("format_version")
-    except (ValueError, RecursionError) as error:
-        raise MalformedDelta(f"the manifest is not strict JSON: {error}", param="manifest") from error
-    if type(version) is not int:
-        raise MalformedDelta("the manifest lacks format_version, an integer", param="format_version")
-    if version != FORMAT_VERSION:
-        raise MalformedDelta(
-            f"format version {str(version)[:80]} is not known here; known: {FORMAT_VERSION}", param="format_version"
-        )
-    return Manifest.parse(text)
-
-
-def _check_streams(present: set[str], expected: set[str]) -> None:
-    for name in sorted(present ^ expected):
-        how = "is not in the manifest" if name in present else "is missing"
-        raise MalformedDelta(f"stream {name!r} {how}", param=name)
 
 
 def read_delta(path: Path, specs: Mapping[str, TensorSpec], fingerprint: str, max_bytes: int | None = None) -> Delta:
@@ -225,3 +156,94 @@ def read_delta(path: Path, specs: Mapping[str, TensorSpec], fingerprint: str, ma
     except MemoryError as error:
         raise DeltaError("not enough memory to decode the delta", param="file") from error
     return delta
+
+
+def frame_row(number: int) -> str:
+    """The name of a frame's row: sorts before the manifest's, and in order."""
+    return f"{number:04d}"
+
+
+class _FramedStreams:
+    """`read` for `decode`: keeps the last frame of each kind, since streams of one kind are asked for in order."""
+
+    def __init__(self, frames: tuple[Frame, ...], read: Callable[[str], bytes]) -> None:
+        self._frames, self._read = frames, read
+        self._places: dict[Stream, tuple[int, int, int]] = {}
+        self._last: dict[str, tuple[int, bytes]] = {}
+        for number, frame in enumerate(frames):
+            start = 0
+            for stream, length in frame.lengths.items():
+                self._places[stream] = number, start, start + length
+                start += length
+
+    def __call__(self, stream: Stream) -> memoryview:
+        if stream not in self._places:
+            return memoryview(b"")
+        number, start, end = self._places[stream]
+        if self._last.get(stream.kind, (None,))[0] != number:
+            self._last.pop(stream.kind, None)  # before the next takes memory
+            self._last[stream.kind] = number, self._unpack(number)
+        return memoryview(self._last[stream.kind][1])[start:end]
+
+    def _unpack(self, number: int) -> bytes:
+        row, frame = frame_row(number), self._frames[number]
+        try:
+            return unpack_exactly(self._read(row), frame.num_bytes)
+        except MalformedDelta as error:
+            raise MalformedDelta(f"frame {row!r} ({frame.kind}): {error.message}", param=row) from error
+
+
+def _pack_frame(frame: Frame, streams: Mapping[Stream, bytes]) -> bytes:
+    levels = SEARCHED_LEVELS if frame.kind.endswith("positions") else LEVELS
+    return pack(b"".join(streams[stream] for stream in frame.lengths), levels)
+
+
+def _read_manifest(container: Container) -> str:
+    """The manifest's text: bounded before it is decoded, and under a checksum, since no hash covers it."""
+    if MANIFEST_ROW not in container.rows:
+        raise MalformedDelta("a safetensors file, but no delta: it has no manifest", param="file")
+    if container.rows[MANIFEST_ROW] > MAX_MANIFEST:
+        raise _too_large(container.rows[MANIFEST_ROW])
+    frame = container.read(MANIFEST_ROW)
+    try:
+        size = content_size(frame, checksum=True)
+        if size > MAX_MANIFEST:
+            raise _too_large(size)
+        return unpack_exactly(frame, size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedDelta(f"the manifest is not strict JSON: {error}", param=MANIFEST_ROW) from error
+    except MalformedDelta as error:
+        raise MalformedDelta(f"the manifest cannot be read: {error.message}", param=MANIFEST_ROW) from error
+
+
+def _too_large(size: int) -> DeltaTooLarge:
+    return DeltaTooLarge(f"the manifest has {size} bytes; at most {MAX_MANIFEST} are accepted", param=MANIFEST_ROW)
+
+
+def _parse_manifest(text: str, expected: int) -> Manifest:
+    """`expected` is the version that the container is of; the manifest has to say the same."""
+    try:
+        parsed = strict_json(text) if not text.isdecimal() else {"format_version": int(text[:80])}
+        version = parsed.get("format_version")
+    except (ValueError, RecursionError) as error:
+        raise MalformedDelta(f"the manifest is not strict JSON: {error}", param=MANIFEST_ROW) from error
+    if type(version) is not int:
+        raise MalformedDelta("the manifest lacks format_version, an integer", param="format_version")
+    if version not in KNOWN_VERSIONS:
+        known = ", ".join(map(str, KNOWN_VERSIONS))
+        raise MalformedDelta(
+            f"format version {str(version)[:80]} is not known here; known: {known}", param="format_version"
+        )
+    if version != expected:
+        raise MalformedDelta(f"a manifest of version {version} in a file of version {expected}", param="format_version")
+    return Manifest.parse(text)
+
+
+def _check_rows(container: Container, frames: tuple[Frame, ...]) -> None:
+    """Exactly the frames that the manifest implies, in order, and the manifest behind them."""
+    expected = [*(frame_row(number) for number in range(len(frames))), MANIFEST_ROW]
+    for name in sorted(container.rows.keys() ^ set(expected)):
+        how = "is missing" if name in expected else "is not in the manifest"
+        raise MalformedDelta(f"frame {name!r} {how}", param=name)
+    if list(container.rows) != sorted(expected):
+        raise MalformedDelta("the frames do not lie in order of their names", param="file")

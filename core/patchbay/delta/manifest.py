@@ -6,106 +6,58 @@ Strict: an unknown field or version is refused, never ignored. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, field_validator
+
+from patchbay.delta.entries import (
+    DTYPES,
+    MAX_DIM,
+    MAX_NUMEL,
+    MAX_RANK,
+    Band,
+    Count,
+    Dense,
+    Entries,
+    Entry,
+    LowRank,
+    Sparse,
+    Strict,
+    entry_lists,
+    numel,
 )
-
-from patchbay.delta.codecs import POSITIONS, VALUES
 from patchbay.errors import MalformedDelta
 
-FORMAT_VERSION = 1
-MAX_TENSORS = 20_000
-MAX_RANK = 8
-MAX_DIM = 2**31
-MAX_NUMEL = 2**48
+__all__ = [
+    "DTYPES",
+    "FORMAT_VERSION",
+    "MAX_DIM",
+    "MAX_NUMEL",
+    "MAX_RANK",
+    "MAX_STREAMS",
+    "MAX_TENSORS",
+    "Band",
+    "Base",
+    "Compression",
+    "Dense",
+    "Entries",
+    "Entry",
+    "LowRank",
+    "Manifest",
+    "Provenance",
+    "Sparse",
+    "Statistics",
+    "Token",
+    "numel",
+]
 
-# safetensors' names of the dtypes that a model's tensor may have.
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+FORMAT_VERSION = 2
+MAX_TENSORS = 20_000
+MAX_STREAMS = 20 * MAX_TENSORS
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-/]{1,256}$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=1024)]
-Dim = Annotated[int, Field(ge=0, le=MAX_DIM)]
-Count = Annotated[int, Field(ge=0, le=MAX_NUMEL)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Entries(Strict):
-    """A list of positions with values: `own` values of a sign tensor, or raw-bit `exceptions`."""
-
-    count: Count
-    positions: str
-
-    @field_validator("positions")
-    @classmethod
-    def _known_positions(cls, name: str) -> str:
-        return _known(name, POSITIONS, "position encoding")
-
-
-class Sparse(Entries):
-    """A pruned matrix: base + the values at the positions. `own` lists further entries that keep a bf16 value of their
-    own.
-    """
-
-    kind: Literal["sparse"]
-    shape: tuple[Dim, ...] = Field(max_length=MAX_RANK)
-    dtype: str
-    values: str
-    own: Entries | None = None
-    exceptions: Entries | None = None
-
-    @field_validator("values")
-    @classmethod
-    def _known_values(cls, name: str) -> str:
-        return _known(name, VALUES, "value encoding")
-
-
-class Dense(Strict):
-    """A tensor stored whole. `delta` is added to the base; `added` is a head of the fine-tune; `copied` replaces
-    integers.
-    """
-
-    kind: Literal["delta", "added", "copied"]
-    shape: tuple[Dim, ...] = Field(max_length=MAX_RANK)
-    dtype: str  # of the fine-tuned tensor
-    values: Literal["fp32", "bf16", "raw"]
-    exceptions: Entries | None = None
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> Self:
-        if (self.values == "raw") == (self.kind == "delta"):
-            raise ValueError(f"a tensor of kind {self.kind!r} cannot be stored as {self.values!r}")
-        if self.exceptions and self.kind != "delta":
-            raise ValueError(f"a tensor of kind {self.kind!r} is stored as it is and has no exceptions")
-        return self
-
-
-Entry = Annotated[Sparse | Dense, Field(discriminator="kind")]
 
 
 class Base(Strict):
@@ -133,6 +85,7 @@ class Provenance(Strict):
     finetuned: Text
     tool: Text
     original_bytes: Count
+    parameters: Count | None = None
 
 
 class Token(Strict):
@@ -142,14 +95,18 @@ class Token(Strict):
 
 
 class Manifest(Strict):
-    """One delta. `tensors` is in sorted order of names, which is also the order inside the packed stream."""
+    """One delta. `tensors` is in sorted order of names, which is also the order of their streams.
 
-    format_version: Literal[1]
+    `unused`: for each stream in order, by how many bytes it is shorter than it could be (version 2).
+    """
+
+    format_version: Literal[1, 2]
     base: Base
     compression: Compression
     statistics: Statistics
     provenance: Provenance
-    tensors: dict[Name, Entry] = Field(max_length=MAX_TENSORS, fail_fast=True)
+    tensors: dict[Name, Annotated[Entry, Field(discriminator="kind")]] = Field(max_length=MAX_TENSORS, fail_fast=True)
+    unused: tuple[Count, ...] = Field(default=(), max_length=MAX_STREAMS, fail_fast=True)
     missing: tuple[Name, ...] = Field(default=(), max_length=MAX_TENSORS, fail_fast=True)
     prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{0,64}$")] = ""
     config: dict[str, Any] = Field(default={}, max_length=1000)
@@ -160,13 +117,13 @@ class Manifest(Strict):
 
     @field_validator("tensors")
     @classmethod
-    def _valid_tensors(cls, tensors: dict[str, Sparse | Dense]) -> dict[str, Sparse | Dense]:
+    def _valid_tensors(cls, tensors: dict[str, Entry]) -> dict[str, Entry]:
         for name, entry in tensors.items():
             if ".." in name:
                 raise ValueError(f"tensor name {name!r} contains '..'")
-            if entry.dtype not in DTYPES:
-                raise ValueError(f"{name!r} has unknown dtype {entry.dtype!r}; known: {', '.join(DTYPES)}")
-            _check_counts(name, entry)
+            for listed in entry_lists(entry):
+                if listed.count > numel(entry.shape):
+                    raise ValueError(f"{name!r} keeps {listed.count} entries of {numel(entry.shape)}")
         return dict(sorted(tensors.items()))
 
     @classmethod
@@ -188,27 +145,3 @@ class Manifest(Strict):
         """Kept entries of the sparse tensors."""
         sparse = [entry for entry in self.tensors.values() if isinstance(entry, Sparse)]
         return sum(entry.count + (entry.own.count if entry.own else 0) for entry in sparse)
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    """Entries of a shape in exact integers: a shape from a file can multiply beyond 64 bits."""
-    product = 1
-    for dim in shape:
-        product *= dim
-    return product
-
-
-def _check_counts(name: str, entry: Sparse | Dense) -> None:
-    if numel(tuple(max(dim, 1) for dim in entry.shape)) > MAX_NUMEL:
-        raise ValueError(f"{name!r} has shape {list(entry.shape)}: more than {MAX_NUMEL} entries")
-    total = numel(entry.shape)
-    lists = [entry.exceptions] + ([entry, entry.own] if isinstance(entry, Sparse) else [])
-    for part in lists:
-        if part is not None and part.count > total:
-            raise ValueError(f"{name!r} keeps {part.count} entries of {total}")
-
-
-def _known(name: str, registry: Mapping[str, object], what: str) -> str:
-    if name not in registry:
-        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(registry)}")
-    return name

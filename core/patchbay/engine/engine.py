@@ -19,12 +19,13 @@ from patchbay.delta.manifest import Token
 from patchbay.engine.pool import Pool
 from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
+from patchbay.execute.vocabulary import appended_rows
 from patchbay.merge import CanonicalRecipe, MergePlan, build_plan
 from patchbay.models.classifier import Classification, classify
 from patchbay.models.embedding import Embedded, embed
 from patchbay.models.generation import Completion, SamplingParams, any_set, complete
 from patchbay.models.heads import HeadModel, base_head, choose_head, delta_head
-from patchbay.models.inputs import Input, Inputs
+from patchbay.models.inputs import Batch, Input, Inputs
 
 Load = Callable[[str], Delta]
 
@@ -64,7 +65,7 @@ class Engine:
         """
         self._require("classify", *CLASSIFIERS, Task.EMBEDDING)
         deltas = self._deltas(recipe)
-        batch = self.inputs.batch(inputs, _tokens(deltas))
+        batch = self._batch(inputs, deltas)
         ready = self._head(deltas, names, head)
         with self._patched(recipe, deltas):
             return classify(ready, batch)
@@ -73,7 +74,7 @@ class Engine:
         """Unit vectors. Raises UnsupportedTask, InputError."""
         self._require("embed", Task.EMBEDDING)
         deltas = self._deltas(recipe)
-        batch = self.inputs.batch(inputs, _tokens(deltas))
+        batch = self._batch(inputs, deltas)
         with self._patched(recipe, deltas):
             return embed(self.backbone, batch)
 
@@ -116,7 +117,9 @@ class Engine:
         """Loads and plans a recipe without running anything: what saving a merge needs to know. Raises as serving
         would.
         """
-        self._plan(recipe, self._deltas(recipe))
+        deltas = self._deltas(recipe)
+        appended_rows(list(deltas.values()))
+        self._plan(recipe, deltas)
 
     def _require(self, what: str, *tasks: Task) -> None:
         if self.backbone.task not in tasks:
@@ -128,6 +131,10 @@ class Engine:
         """In the recipe's order, which is that of the plan's coefficients."""
         digests = [digest for digest, _ in recipe.terms] if recipe else []
         return {digest: self.deltas.get(digest, partial(self._load, digest)) for digest in digests}
+
+    def _batch(self, inputs: Sequence[Input], deltas: Mapping[str, Delta]) -> Batch:
+        rows = appended_rows(list(deltas.values()))
+        return self.inputs.batch(inputs, _tokens(deltas), max(map(len, rows.values()), default=0))
 
     def _plan(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> MergePlan:
         return self.plans.get(recipe.hash, lambda: build_plan(recipe, list(deltas.values())))

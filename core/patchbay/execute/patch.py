@@ -21,6 +21,7 @@ from patchbay.checkpoint import as_bits
 from patchbay.delta import Delta
 from patchbay.delta.delta import apply_difference
 from patchbay.errors import BackboneError, PatchInProgress
+from patchbay.execute.vocabulary import Extended, appended_rows, extend
 from patchbay.merge import MatrixPlan, MergePlan
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ class Saved(NamedTuple):
     tensor: torch.Tensor
     positions: torch.Tensor | None
     bits: torch.Tensor
+
+    def restore(self) -> None:
+        _write_bits(self.tensor, self.positions, self.bits)
 
 
 @dataclass(eq=False)
@@ -46,16 +50,20 @@ class Patcher:
 
     @contextmanager
     def patched(self, plan: MergePlan, deltas: Sequence[Delta]) -> Iterator[None]:
-        """Inside, every resident tensor is round(a W0 + sum_t C_t D_t), computed in fp32 and rounded once.
+        """Inside, every resident tensor is round(a W0 + sum_t C_t D_t), computed in fp32 and rounded once; a delta's
+        appended rows stand behind those of the vocabulary.
 
-        Restores on the way out, also when the body or the patching itself raises. Raises PatchInProgress when nested.
+        Restores on the way out, also when the body or the patching itself raises. Raises PatchInProgress when nested,
+        InvalidRecipe where two deltas append rows.
         """
         self.check()
+        appended = appended_rows(deltas)
         if not self._applied.acquire(blocking=False):
             raise PatchInProgress("another patch is applied to this backbone; finish it first")
-        saved: list[Saved] = []
+        saved: list[Saved | Extended] = []
         try:
             self._apply(plan, deltas, saved)
+            extend(self.backbone, appended, saved)
             yield
         finally:
             try:
@@ -68,15 +76,15 @@ class Patcher:
         if self.damaged:
             raise BackboneError("the resident weights could not be restored after a failure: restart the server")
 
-    def _restore(self, saved: list[Saved]) -> None:
+    def _restore(self, saved: list[Saved | Extended]) -> None:
         for item in reversed(saved):
             try:
-                _write_bits(item.tensor, item.positions, item.bits)
+                item.restore()
             except BaseException:
                 self.damaged = True
                 logger.exception("a tensor could not be restored")
 
-    def _apply(self, plan: MergePlan, deltas: Sequence[Delta], saved: list[Saved]) -> None:
+    def _apply(self, plan: MergePlan, deltas: Sequence[Delta], saved: list[Saved | Extended]) -> None:
         for name, matrix in plan.matrices.items():
             self._patch_matrix(name, matrix, deltas, saved)
         for name, vector in plan.vectors.items():
@@ -89,7 +97,9 @@ class Patcher:
         if plan.exact:
             self._patch_exceptions(deltas[0], saved)
 
-    def _patch_matrix(self, name: str, plan: MatrixPlan, deltas: Sequence[Delta], saved: list[Saved]) -> None:
+    def _patch_matrix(
+        self, name: str, plan: MatrixPlan, deltas: Sequence[Delta], saved: list[Saved | Extended]
+    ) -> None:
         tensor, axis = self.backbone.tensor(name), self.backbone.specs[name].neuron_axis or 0
         if bool((plan.base_scale == 1).all()):
             positions, difference = _merged_entries(name, plan, deltas, tensor, axis)
@@ -101,7 +111,7 @@ class Patcher:
             merged = (tensor.to(torch.float32) * scale + difference).to(tensor.dtype)
             _overwrite(tensor, None, merged.reshape(-1), saved)
 
-    def _patch_exceptions(self, delta: Delta, saved: list[Saved]) -> None:
+    def _patch_exceptions(self, delta: Delta, saved: list[Saved | Extended]) -> None:
         """Where the resident dtype can hold the fine-tune's values: in a narrower one round(base + delta) stands."""
         for name, exceptions in delta.exceptions.items():
             tensor = self.backbone.tensor(name)
@@ -157,7 +167,9 @@ def _per_neuron(scale: torch.Tensor, tensor: torch.Tensor, axis: int) -> torch.T
     return scale.reshape([-1 if dim == axis else 1 for dim in range(tensor.dim())])
 
 
-def _overwrite(tensor: torch.Tensor, positions: torch.Tensor | None, values: torch.Tensor, saved: list[Saved]) -> None:
+def _overwrite(
+    tensor: torch.Tensor, positions: torch.Tensor | None, values: torch.Tensor, saved: list[Saved | Extended]
+) -> None:
     bits = as_bits(tensor)
     # Saved before written, so that an interruption between the two restores what is there.
     saved.append(Saved(tensor, positions, bits.clone() if positions is None else bits[positions]))

@@ -26,10 +26,15 @@ def embed(backbone: Backbone, batch: Batch) -> Embedded:
     Text is pooled as sentence-transformers does by default: the mean of the last hidden states under the attention
     mask. Raises NonFiniteValue where the weights drive the output out of range.
     """
-    pooled = torch.cat([_pooled(backbone, part) for part in parts(batch, MAX_BATCH)])
-    check_finite(bool(torch.isfinite(pooled).all()))
+    vectors = torch.cat([unit_vectors(backbone, part) for part in parts(batch, MAX_BATCH)])
+    check_finite(bool(torch.isfinite(vectors).all()))
     num_tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
-    return Embedded(torch.nn.functional.normalize(pooled, dim=-1).cpu(), num_tokens)
+    return Embedded(vectors.cpu(), num_tokens)
+
+
+def unit_vectors(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """fp32 [inputs, width] of one forward pass, differentiable; not finite where the weights are out of range."""
+    return torch.nn.functional.normalize(_pooled(backbone, batch), dim=-1)
 
 
 def _pooled(backbone: Backbone, batch: Batch) -> torch.Tensor:

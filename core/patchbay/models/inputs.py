@@ -61,9 +61,12 @@ class Inputs:
         self._tokenizing = Lock()
         self._takes_text = backbone.model.main_input_name == "input_ids"
         self._images = _image_processor(backbone)
+        # Taken now: while a request is answered, the resident vocabulary may be another one's, which is larger.
+        self._vocabulary = vocabulary_of(backbone) if self._takes_text else 0
 
-    def batch(self, inputs: Sequence[Input], tokens: Iterable[Token] = ()) -> Batch:
-        """One padded batch on the backbone's device. `tokens` are those that the request's deltas add.
+    def batch(self, inputs: Sequence[Input], tokens: Iterable[Token] = (), num_appended: int = 0) -> Batch:
+        """One padded batch on the backbone's device. `tokens` are those that the request's deltas add, `num_appended`
+        the rows that they append to the vocabulary.
 
         Raises InputError that names the offending input's index; texts and images cannot be mixed in one batch.
         """
@@ -76,7 +79,8 @@ class Inputs:
             wanted = "texts" if self._takes_text else "images or arrays"
             raise InputError(f"{self.backbone.name} takes {wanted}", param="input")
         if self._takes_text:
-            batch = self._text([item for item in inputs if isinstance(item, str)], tokens)
+            texts = [item for item in inputs if isinstance(item, str)]
+            batch = self._text(texts, tokens, self._vocabulary + num_appended)
         else:
             batch = {"pixel_values": self._pixels([item for item in inputs if not isinstance(item, str)])}
         return {name: tensor.to(self.backbone.device) for name, tensor in batch.items()}
@@ -98,7 +102,7 @@ class Inputs:
                 raise InvalidRecipe(f"added token {content!r} cannot have its id {number} here", param="terms")
         return extended
 
-    def _text(self, texts: list[str], tokens: Iterable[Token]) -> Batch:
+    def _text(self, texts: list[str], tokens: Iterable[Token], vocabulary: int) -> Batch:
         tokenizer = self.tokenizer_with(tokens)
         limit = _max_length(self.backbone, tokenizer)
         with self._tokenizing:
@@ -106,7 +110,6 @@ class Inputs:
         for index, mask in enumerate(encoded.get("attention_mask", encoded["input_ids"] >= 0)):
             if not bool(mask.any()):
                 raise InputError(f"input {index} has no tokens", param="input")
-        vocabulary = vocabulary_of(self.backbone)
         if int(encoded["input_ids"].max()) >= vocabulary:
             raise InputError(f"input has a token outside the model's vocabulary of {vocabulary}", param="input")
         return dict(encoded)
@@ -143,7 +146,7 @@ class Inputs:
 
 
 def vocabulary_of(backbone: Backbone) -> int:
-    """How many tokens the model embeds; a tokenizer may know more."""
+    """How many tokens the model embeds now; a tokenizer may know more, and a patch may append some."""
     weight = backbone.model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor), "a language model embeds tokens"
     return len(weight)

@@ -137,6 +137,12 @@ class BlobStore(Protocol):
     def new_temp(self) -> Path:
         """A new empty file to fill, where `put` can move it from. Raises StoreFull, StoreUnavailable."""
 
+    def new_folder(self) -> Path:
+        """A new empty folder to work in, on the blobs' file system, so that a blob can be linked into it.
+
+        Its caller removes it; what a dead process leaves goes like its temp files. Raises StoreFull, StoreUnavailable.
+        """
+
     def put(self, temp: Path, digest: Digest) -> None:
         """Move a complete file, whose digest the caller has verified, into place. Durable on return; idempotent."""
 

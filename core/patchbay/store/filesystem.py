@@ -43,6 +43,12 @@ class FileBlobs:
             temp.touch(exist_ok=False)
         return temp
 
+    def new_folder(self) -> Path:
+        folder = self._temp / uuid.uuid4().hex
+        with disk_errors(self._root):
+            folder.mkdir()
+        return folder
+
     def put(self, temp: Path, digest: Digest) -> None:
         """Sync the file, rename it, sync the folders. A blob that is there already is replaced by the equal bytes."""
         target = self._location(digest)

@@ -1,7 +1,8 @@
-"""`patchbay inspect`: what a delta file says of itself. Reads the header only; needs no base."""
+"""`patchbay inspect`: what a delta file says of itself. Reads header and manifest only; needs no base."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,19 +12,10 @@ from patchbay_server.commands.output import facts, listing, open_console, print_
 
 if TYPE_CHECKING:
     from patchbay.delta import DeltaFile
-    from patchbay.delta.manifest import Dense, Manifest, Sparse
+    from patchbay.delta.manifest import Entry, Manifest
 
 SHOWN_LABELS = 12
-TENSOR_COLUMNS = ("tensor", "kind", "shape", "dtype", "values", "kept", "density", "bytes")
-# How a tensor's streams end, and what of the file they are.
-_PARTS = {
-    "positions": "positions",
-    "values": "values",
-    "own_positions": "own",
-    "own_values": "own",
-    "exception_positions": "exceptions",
-    "exception_bits": "exceptions",
-}
+TENSOR_COLUMNS = ("tensor", "kind", "shape", "dtype", "values", "kept", "density", "raw bytes")
 
 
 def inspect(
@@ -31,12 +23,12 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a delta file's header: base, method, statistics, provenance and where its bytes go."""
+    """Show a delta file's manifest: base, method, statistics, provenance and where its bytes go."""
     from patchbay.delta import DeltaFile
 
     file = DeltaFile.open(delta)
     described = describe(file)
-    rows = [describe_tensor(file, name, entry) for name, entry in file.manifest.tensors.items()] if tensors else None
+    rows = describe_tensors(file) if tensors else None
     if as_json:
         print_json(described if rows is None else described | {"tensors": rows})
         return
@@ -48,11 +40,12 @@ def inspect(
 
 
 def describe(file: DeltaFile) -> dict[str, Any]:
-    """`parameters` counts the tensors that the delta names: a fine-tune's unchanged tensors are not in its file."""
-    from patchbay.delta.manifest import numel
-
+    """`parameters` is the fine-tune's where the file says it, else counts the tensors that the delta names."""
     manifest = file.manifest
-    parameters = sum(numel(entry.shape) for entry in manifest.tensors.values())
+    items = file.itemised()
+    parameters, in_heads = _count_parameters(manifest)
+    # Version 1 keeps heads and norms in one stream: its heads' bytes cannot be told apart.
+    body = file.num_bytes - items["added"] if "dense" not in items else None
     return {
         "path": str(file.path),
         "format_version": manifest.format_version,
@@ -64,50 +57,62 @@ def describe(file: DeltaFile) -> dict[str, Any]:
         "tokens": [token.model_dump() for token in manifest.tokens],
         "missing": list(manifest.missing),
         "payload_sha256": manifest.payload_sha256,
-        "bytes": itemise(file),
+        "bytes": {**items, "total": file.num_bytes},
         "ratio": manifest.provenance.original_bytes / file.num_bytes,
         "parameters": parameters,
         "kept": manifest.num_kept,
         "bits_per_parameter": 8 * file.num_bytes / max(1, parameters),
+        "bits_per_parameter_without_heads": None if body is None else 8 * body / max(1, parameters - in_heads),
         "num_tensors": _count_kinds(manifest),
     }
 
 
-def itemise(file: DeltaFile) -> dict[str, int]:
-    """Where the file's bytes go; all items but `total` sum to it."""
-    items = dict.fromkeys(("header", "positions", "values", "dense", "own", "exceptions"), 0)
-    items["header"] = file.header_bytes
-    for name, size in file.stream_bytes.items():
-        items[_PARTS.get(name.rpartition(".")[2], "dense")] += size
-    return items | {"total": file.num_bytes}
+def describe_tensors(file: DeltaFile) -> list[dict[str, Any]]:
+    """The rows of `--tensors`. `raw_bytes` is of a tensor's streams before compression: tensors share frames."""
+    raw_bytes: Counter[str] = Counter()
+    for frame in file.frames:
+        for stream, length in frame.lengths.items():
+            raw_bytes[stream.name] += length
+    known = file.manifest.format_version > 1
+    tensors = file.manifest.tensors.items()
+    return [describe_tensor(name, entry) | {"raw_bytes": raw_bytes[name] if known else None} for name, entry in tensors]
 
 
-def describe_tensor(file: DeltaFile, name: str, entry: Sparse | Dense) -> dict[str, Any]:
-    """One row of `--tensors`. `bytes` is of the tensor's own streams: dense tensors are packed together, and have none
-    unless they carry exceptions.
-    """
-    from patchbay.delta.manifest import Sparse, numel
+def describe_tensor(name: str, entry: Entry) -> dict[str, Any]:
+    from patchbay.delta.manifest import LowRank, Sparse, numel
 
     total = numel(entry.shape)
     own = entry.own.count if isinstance(entry, Sparse) and entry.own else 0
     kept = entry.count + own if isinstance(entry, Sparse) else total
-    streams = [file.stream_bytes[f"{name}.{part}"] for part in _PARTS if f"{name}.{part}" in file.stream_bytes]
     return {
         "name": name,
         "kind": entry.kind,
         "shape": list(entry.shape),
         "dtype": entry.dtype,
-        "values": entry.values,
+        "values": ", ".join(f"{b.values} x{b.rank}" for b in entry.bands)
+        if isinstance(entry, LowRank)
+        else entry.values,
         "kept": kept,
         "density": kept / total if total else None,
         "exceptions": entry.exceptions.count if entry.exceptions else 0,
-        "bytes": sum(streams) if streams else None,
+        "neurons": entry.neurons,
+        "appended": entry.appended,
     }
+
+
+def _count_parameters(manifest: Manifest) -> tuple[int, int]:
+    """Of the fine-tune as a whole, and of its added heads alone."""
+    from patchbay.delta.manifest import numel
+
+    sizes = [(entry.kind, numel(entry.shape)) for entry in manifest.tensors.values()]
+    stated = manifest.provenance.parameters
+    named = sum(size for _, size in sizes)
+    return named if stated is None else stated, sum(size for kind, size in sizes if kind == "added")
 
 
 def _count_kinds(manifest: Manifest) -> dict[str, int]:
     kinds = [entry.kind for entry in manifest.tensors.values()]
-    return {kind: kinds.count(kind) for kind in ("sparse", "delta", "added", "copied")}
+    return {kind: kinds.count(kind) for kind in ("sparse", "delta", "low_rank", "added", "copied")}
 
 
 def _summary(described: dict[str, Any]) -> dict[str, object]:
@@ -115,6 +120,7 @@ def _summary(described: dict[str, Any]) -> dict[str, object]:
     params = ", ".join(f"{name} {value}" for name, value in described["params"].items())
     kinds = ", ".join(f"{count} {kind}" for kind, count in described["num_tensors"].items() if count)
     provenance = described["provenance"]
+    without = described["bits_per_parameter_without_heads"]
     return {
         "delta": described["path"],
         "base": described["base"]["name"],
@@ -131,7 +137,8 @@ def _summary(described: dict[str, Any]) -> dict[str, object]:
         "bytes": size_text(described["bytes"]["total"]),
         **{f"  {name}": f"{size:,}" for name, size in parts.items()},
         "ratio": f"{described['ratio']:.1f}",
-        "bits per parameter": f"{described['bits_per_parameter']:.3f} (of {described['parameters']:,} in its tensors)",
+        "bits per parameter": f"{described['bits_per_parameter']:.4f} (of {described['parameters']:,} parameters)",
+        "  without heads": None if without is None else f"{without:.4f}",
     }
 
 
@@ -152,8 +159,8 @@ def _tensor_table(rows: list[dict[str, Any]]) -> object:
             row["values"],
             f"{row['kept']:,}",
             None if row["density"] is None else f"{row['density']:.4f}",
-            "packed" if row["bytes"] is None else f"{row['bytes']:,}",
+            None if row["raw_bytes"] is None else f"{row['raw_bytes']:,}",
         )
         for row in rows
     ]
-    return listing(TENSOR_COLUMNS, cells, numeric=("kept", "density", "bytes"))
+    return listing(TENSOR_COLUMNS, cells, numeric=("kept", "density", "raw bytes"))

@@ -93,6 +93,7 @@ def progress(
         expand=True,
         transient=True,
         disable=not console.is_terminal,
+        speed_estimate_period=600,  # evaluations of a search take longer than the default window of 30 s
     )
     with bar:
         task = bar.add_task(title, total=None)

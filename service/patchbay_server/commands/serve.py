@@ -52,6 +52,16 @@ def serve(
             help="The catalog: sqlite:///... or redis://...",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PATCHBAY_WORKERS", show_default="1", min=0, max=64, help="Processes for compression jobs; 0: none."
+        ),
+    ] = None,
+    jobs_db: Annotated[
+        Path | None,
+        typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The queue of jobs."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Load a base model and answer requests over HTTP until interrupted.
@@ -59,7 +69,7 @@ def serve(
     Every option is an environment variable too. With --json the one object is printed when the server has stopped.
     """
     names = {"base": base, "task": task, "dtype": dtype, "device": device, "host": host, "port": port}
-    settings = make_settings({**names, "store": store, "store_url": store_url})
+    settings = make_settings({**names, "store": store, "store_url": store_url, "workers": workers, "jobs_db": jobs_db})
     started = time.monotonic()
     _run(settings)
     if as_json:

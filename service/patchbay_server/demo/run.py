@@ -17,21 +17,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Options, Report, compress
 from patchbay.errors import InputError
+from patchbay.models.inputs import ArrayInput
 from patchbay_server.demo.ask import accuracy, request_body, upload, verify
 from patchbay_server.demo.parallel import finetune_all
 from patchbay_server.demo.process import running_server
 from patchbay_server.demo.report import MergeResult, Results, TaskResult, plot, print_tables, write_json
-from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, pixels
+from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, Task, pixels
 from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, Training, evaluate, train_base
 
 MARKER = ".patchbay-demo"
-COMPRESSION = Options(density=0.15, values="int8")
+COMPRESSION = Options(density=0.10)
+CALIBRATION_IMAGES = 256
 Step = Callable[[int, int, str], None]
 
 
@@ -90,8 +94,21 @@ def _compress(folder: Path, bar: Progress) -> dict[str, Report]:
     for task in SHIFTED_TASKS:
         file = folder / "deltas" / f"{task.name}.safetensors"
         with _step(bar, f"compress: {task.name}") as step:
-            reports[task.name] = compress(folder / "base", folder / "finetunes" / task.name, file, COMPRESSION, step)
+            reports[task.name] = compress(
+                folder / "base",
+                folder / "finetunes" / task.name,
+                file,
+                COMPRESSION,
+                calibration=_calibration(task),
+                on_progress=step,
+            )
     return reports
+
+
+def _calibration(task: Task) -> Calibration:
+    """Training images without their labels, as the models take them. The held-out images are for scores alone."""
+    images = pixels(Digits.load().train(task, np.random.default_rng(1)))[:CALIBRATION_IMAGES]
+    return Calibration(tuple(ArrayInput(image) for image in images.numpy()))
 
 
 def _ask_everything(

@@ -15,7 +15,20 @@ Cli = Callable[..., Result]
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
     """`cli("inspect", path, "--json")` in this process, as `patchbay` would run it; no setting comes from outside."""
-    for name in ("URL", "API_KEY", "BASE", "HOST", "PORT", "STORE", "STORE_URL", "TASK", "DTYPE", "DEVICE"):
+    for name in (
+        "URL",
+        "API_KEY",
+        "BASE",
+        "HOST",
+        "PORT",
+        "STORE",
+        "STORE_URL",
+        "TASK",
+        "DTYPE",
+        "DEVICE",
+        "WORKERS",
+        "JOBS_DB",
+    ):
         monkeypatch.delenv(f"PATCHBAY_{name}", raising=False)
 
     def run(*args: object, env: dict[str, str] | None = None) -> Result:
@@ -37,12 +50,12 @@ def tuned(finetune_folder: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def delta(base: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("delta") / "tuned.safetensors"
-    compress(base, tuned, out, Options(density=0.1))
+    compress(base, tuned, out, Options("magnitude", density=0.1, values="int8"))
     return out
 
 
 @pytest.fixture(scope="session")
 def exact_delta(base: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("delta") / "exact.safetensors"
-    compress(base, tuned, out, Options(density=0.3, values="sign", exact=True))
+    compress(base, tuned, out, Options("magnitude", density=0.3, values="sign", exact=True))
     return out

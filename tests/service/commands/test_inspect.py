@@ -11,6 +11,8 @@ from tests.service.commands.conftest import Cli
 from patchbay.delta import DeltaFile, SparseRows, write_delta
 from patchbay.delta.encode import Streams
 
+VERSION_1 = Path(__file__).parents[2] / "golden" / "delta_v1.safetensors"
+
 
 def described(cli: Cli, path: Path, *options: str) -> dict[str, Any]:
     result = cli("inspect", path, "--json", *options)
@@ -25,8 +27,9 @@ def test_items_sum_to_the_file(cli: Cli, request: pytest.FixtureRequest, name: s
     sizes = described(cli, path)["bytes"]
     total = sizes.pop("total")
     assert sum(sizes.values()) == total == path.stat().st_size
-    assert all(sizes[part] > 0 for part in ("header", "positions", "values", "dense"))
+    assert all(sizes[part] > 0 for part in ("header", "manifest", "positions", "scales", "values", "vectors"))
     assert (sizes["exceptions"] > 0) == (name == "exact_delta")
+    assert sizes == DeltaFile.open(path).itemised()
 
 
 def test_own_values_are_an_item_of_their_own(cli: Cli, delta: Path, tmp_path: Path) -> None:
@@ -34,19 +37,46 @@ def test_own_values_are_an_item_of_their_own(cli: Cli, delta: Path, tmp_path: Pa
     manifest, streams = with_own_values(delta)
     write_delta(path, manifest, streams)
     sizes = described(cli, path)["bytes"]
-    streams_of = DeltaFile.open(path).stream_bytes
-    assert sizes["own"] == streams_of["w.own_positions"] + streams_of["w.own_values"]
-    assert (sizes["positions"], sizes["values"]) == (streams_of["w.positions"], streams_of["w.values"])
+    file = DeltaFile.open(path)
+    assert [frame.kind for frame in file.frames] == ["positions", "scales", "values", "own_positions", "own_values"]
+    assert sizes["own"] == file.container.rows["0003"] + file.container.rows["0004"]
     rows = described(cli, path, "--tensors")["tensors"]
     assert [row["kept"] for row in rows] == [8]
+    assert [row["raw_bytes"] for row in rows] == [sum(map(len, streams.values()))]
 
 
-def test_the_header_is_enough(cli: Cli, delta: Path, tmp_path: Path) -> None:
+def test_header_and_manifest_are_enough(cli: Cli, delta: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged.safetensors"
-    content = bytearray(delta.read_bytes())
-    content[DeltaFile.open(delta).header_bytes :] = bytes(len(content) - DeltaFile.open(delta).header_bytes)
-    path.write_bytes(content)
+    file, content = DeltaFile.open(delta), delta.read_bytes()
+    frames = file.num_bytes - file.header_bytes - file.container.rows["manifest"]
+    path.write_bytes(content[: file.header_bytes] + bytes(frames) + content[file.header_bytes + frames :])
     assert described(cli, path) == described(cli, delta) | {"path": str(path)}
+
+
+def test_a_file_of_version_1(cli: Cli) -> None:
+    found = described(cli, VERSION_1, "--tensors")
+    sizes = found["bytes"]
+    assert found["format_version"] == 1
+    assert sum(sizes.values()) == 2 * sizes["total"] == 2 * VERSION_1.stat().st_size
+    assert sizes["dense"] > 0 and sizes["own"] > 0 and sizes["manifest"] == 0
+    assert found["bits_per_parameter_without_heads"] is None
+    assert all(row["raw_bytes"] is None for row in found["tensors"])
+    assert cli("inspect", VERSION_1, "--tensors").exit_code == 0
+
+
+def test_parameters_are_the_fine_tunes_where_the_file_says_so(cli: Cli, delta: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    manifest, streams = with_own_values(delta)
+    head = torch.ones(3, 5)
+    manifest["provenance"] |= {"parameters": 1000}
+    adder = Streams(dict(manifest["tensors"]), dict(streams))
+    adder.add_raw("head", head, copied=False)
+    entries, streams = adder.finish()
+    write_delta(path, manifest | {"tensors": entries}, streams)
+    found = described(cli, path)
+    size, in_head = path.stat().st_size, found["bytes"]["added"]
+    assert found["bits_per_parameter"] == 8 * size / 1000
+    assert found["bits_per_parameter_without_heads"] == 8 * (size - in_head) / (1000 - 15)
 
 
 def test_facts(cli: Cli, delta: Path, base: Path, tuned: Path) -> None:
@@ -67,17 +97,25 @@ def test_tensors(cli: Cli, exact_delta: Path) -> None:
     rows = found["tensors"]
     assert [row["name"] for row in rows] == sorted(DeltaFile.open(exact_delta).manifest.tensors)
     assert sum(row["kept"] for row in rows if row["kind"] == "sparse") == found["kept"]
-    sizes = found["bytes"]
-    own_streams = sizes["positions"] + sizes["values"] + sizes["exceptions"]
-    assert sum(row["bytes"] or 0 for row in rows) == own_streams
+    lengths = [length for frame in DeltaFile.open(exact_delta).frames for length in frame.lengths.values()]
+    assert sum(row["raw_bytes"] for row in rows) == sum(lengths)
 
 
 def test_table(cli: Cli, delta: Path) -> None:
     result = cli("inspect", delta, "--tensors")
     assert result.exit_code == 0
-    for text in ("fingerprint", "magnitude", "relative error", "bits per parameter", "cat, dog, owl", "header"):
+    for text in (
+        "fingerprint",
+        "magnitude",
+        "relative error",
+        "bits per parameter",
+        "cat, dog, owl",
+        "header",
+        "manifest",
+        "without heads",
+    ):
         assert text in result.stdout
-    assert "bert.encoder.layer.0.intermediate.dense.weight" in result.stdout and "packed" in result.stdout
+    assert "bert.encoder.layer.0.intermediate.dense.weight" in result.stdout
 
 
 def test_a_file_cannot_steer_the_terminal(cli: Cli, delta: Path, tmp_path: Path) -> None:

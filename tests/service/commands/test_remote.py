@@ -21,6 +21,7 @@ from tests.service.commands.conftest import Cli
 
 from patchbay.backbone import Backbone
 from patchbay_server.app import create_app
+from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.server import open_engine, open_hub
 from patchbay_server.settings import Settings
 
@@ -30,11 +31,12 @@ KEY = "0123456789abcdef-key"
 
 
 @contextmanager
-def running(settings: Settings, backbone: Backbone) -> Iterator[str]:
+def running(settings: Settings, backbone: Backbone, port: int = 0) -> Iterator[str]:
     hub = open_hub(settings, backbone.name)
-    app = create_app(settings, open_engine(settings, backbone, hub), hub)
+    queue = SqliteQueue(settings.jobs_path)
+    app = create_app(settings, open_engine(settings, backbone, hub), hub, queue)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -44,8 +46,10 @@ def running(settings: Settings, backbone: Backbone) -> Iterator[str]:
                 time.sleep(0.01)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
+            app.state.stopping.set()
             server.should_exit = True
             thread.join()
+            queue.close()
             hub.close()
 
 

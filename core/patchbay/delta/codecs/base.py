@@ -1,4 +1,4 @@
-"""The two contracts of an encoding: where the kept entries are, and what they are.
+"""The contracts of an encoding: where the kept entries are, and what they are.
 
 A new encoding is one file in this folder and one line in `__init__`. Codecs know the tensor's shape and nothing else:
 no names, no files. `decode` gets bytes from untrusted files: it checks everything it relies on and raises
@@ -15,31 +15,45 @@ import numpy.typing as npt
 Positions = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
+Bytes = bytes | memoryview
 
 
 class PositionCodec(Protocol):
-    """Strictly increasing row-major positions in a tensor of `numel` entries <-> bytes."""
+    """Bytes -> strictly increasing row-major positions in a tensor of `numel` entries."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def max_bytes(self, count: int, numel: int) -> int: ...
 
-    def encode(self, positions: Positions, numel: int) -> bytes: ...
-
-    def decode(self, data: bytes, count: int, numel: int) -> Positions:
+    def decode(self, data: Bytes, count: int, numel: int) -> Positions:
         """Exactly `count` increasing positions below `numel`, or MalformedDelta."""
         ...
 
 
-class ValueCodec(Protocol):
-    """The kept values, in the order of their positions <-> bytes. Both directions see the positions and the shape."""
+class PositionEncoder(PositionCodec, Protocol):
+    """A codec that can also write any positions (or, as `all`, those it stands for)."""
 
-    name: str
+    def encode(self, positions: Positions, numel: int) -> bytes: ...
+
+
+class ValueCodec(Protocol):
+    """The kept values, in the order of their positions <-> bytes. Both directions see the positions and the shape.
+
+    The bytes are scales and then codes, which a file keeps apart: skewed scales compress, random signs do not.
+    """
+
+    @property
+    def name(self) -> str: ...
 
     def max_bytes(self, count: int, shape: Shape) -> int: ...
 
+    def scale_bytes(self, count: int, shape: Shape) -> int:
+        """How many of the bytes, from the first, are scales; always exact."""
+        ...
+
     def encode(self, values: Values, positions: Positions, shape: Shape) -> bytes: ...
 
-    def decode(self, data: bytes, positions: Positions, shape: Shape) -> Values:
+    def decode(self, data: Bytes, positions: Positions, shape: Shape) -> Values:
         """One value a position, or MalformedDelta."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from patchbay.delta.codecs.base import Positions
+from patchbay.delta.codecs.base import Bytes, Positions
 from patchbay.errors import MalformedDelta
 
 
@@ -19,7 +19,7 @@ class Bitmask:
         bits[positions] = True
         return np.packbits(bits, bitorder="little").tobytes()
 
-    def decode(self, data: bytes, count: int, numel: int) -> Positions:
+    def decode(self, data: Bytes, count: int, numel: int) -> Positions:
         if len(data) != self.max_bytes(count, numel):
             raise MalformedDelta(f"a bitmask of {len(data)} bytes for {numel} entries")
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from patchbay.delta.codecs.base import Positions
+from patchbay.delta.codecs.base import Bytes, Positions
 from patchbay.errors import MalformedDelta
 
 ESCAPE = 255
@@ -26,7 +26,7 @@ class Gap:
         out[np.arange(len(gaps)) + np.cumsum(escapes)] = gaps % ESCAPE
         return out.tobytes()
 
-    def decode(self, data: bytes, count: int, numel: int) -> Positions:
+    def decode(self, data: Bytes, count: int, numel: int) -> Positions:
         # Every byte skips its value; every byte but an escape also lands on an entry.
         raw = np.frombuffer(data, np.uint8)
         lands = raw != ESCAPE

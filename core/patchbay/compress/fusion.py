@@ -1,0 +1,168 @@
+"""NPS fusion: several pruned task vectors in one, each entry divided by the number of tasks that kept it.
+
+Elementwise, so the result is a new delta and not a merge plan. Knows nothing of models, files and how a score is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from patchbay.compress.search import DEFAULT_BOUNDS, Evaluation, Interval, Method, Point, SearchResult, maximise
+from patchbay.delta import SparseRows
+from patchbay.errors import InvalidRecipe, WrongShape
+
+
+class PrunedTaskVector(Protocol):
+    """Such as a `Delta`. Entries that are not stored, or stored as zero, are not kept."""
+
+    @property
+    def matrices(self) -> Mapping[str, SparseRows]: ...
+
+    @property
+    def vectors(self) -> Mapping[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """`matrices` hold the union of the kept entries; `vectors` are dense fp32, as is what any task stores densely."""
+
+    matrices: Mapping[str, SparseRows]
+    vectors: Mapping[str, torch.Tensor]
+
+
+class Fusion:
+    """Pruned task vectors with their kept entries aligned, which is the slow part, to be fused with many weights.
+
+    Memory is a position and a value for each kept entry of each task; matrices never become dense.
+    Raises InvalidRecipe where there are no task vectors, WrongShape where two of them disagree about a tensor.
+    """
+
+    def __init__(self, tasks: Sequence[PrunedTaskVector]) -> None:
+        if not tasks:
+            raise InvalidRecipe("fusion needs at least one task vector", param="terms")
+        self.num_tasks = len(tasks)
+        dense = {name for task in tasks for name in task.vectors}
+        sparse = {name for task in tasks for name in task.matrices} - dense
+        self._matrices = {name: _Aligned.of(name, _sparse(tasks, name)) for name in sorted(sparse)}
+        self._vectors = {name: _dense(tasks, name) for name in sorted(dense)}
+
+    def fuse(self, weights: Sequence[float], *, scale: float = 1.0, literal: bool = False) -> Fused:
+        """scale * sum_i w_i m_i tau_i / max(1, sum_i m_i), elementwise; m_i = 1 where task i kept the entry, else 0.
+
+        `literal` is Eq. 7 as printed, sum_i w_i m_i tau_i / sum_i w_i, in which a common factor cancels: `scale` too.
+        Computed in float64, rounded once. Raises InvalidRecipe for weights that do not fit or that sum to nothing.
+        """
+        factors = self._factors(weights, scale, literal)
+        return Fused(
+            {name: aligned.fuse(factors, count=not literal) for name, aligned in self._matrices.items()},
+            {name: _fuse_dense(parts, factors, count=not literal) for name, parts in self._vectors.items()},
+        )
+
+    def _factors(self, weights: Sequence[float], scale: float, literal: bool) -> list[float]:
+        if len(weights) != self.num_tasks or not all(math.isfinite(number) for number in (*weights, scale)):
+            raise InvalidRecipe(f"fusion of {self.num_tasks} tasks needs as many finite weights", param="weights")
+        if not literal:
+            return [scale * weight for weight in weights]
+        total = sum(weights)
+        if abs(total) <= 1e-6 * sum(map(abs, weights)):
+            raise InvalidRecipe(f"the weights of a mean sum to {total:g}", param="weights")
+        return [weight / total for weight in weights]
+
+
+def fuse(
+    tasks: Sequence[PrunedTaskVector], weights: Sequence[float], *, scale: float = 1.0, literal: bool = False
+) -> Fused:
+    """One fusion: see `Fusion` and its `fuse`."""
+    return Fusion(tasks).fuse(weights, scale=scale, literal=literal)
+
+
+def search_lambdas(
+    tasks: Sequence[PrunedTaskVector],
+    scores: Callable[[Fused], Sequence[float]],
+    *,
+    budget: int,
+    scale: float = 1.0,
+    start: Sequence[float] | None = None,
+    method: Method = "cobyla",
+    bounds: Interval | Sequence[Interval] = DEFAULT_BOUNDS,
+    seed: int = 0,
+    history: Sequence[Evaluation] = (),
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+) -> SearchResult:
+    """One weight a task, from all ones: the point with the best mean of `scores`, one score a task on held-out data.
+
+    The other arguments, resuming and errors are those of `maximise`.
+    """
+    fusion = Fusion(tasks)
+
+    def mean_score(weights: Point) -> float:
+        each = scores(fusion.fuse(weights, scale=scale))
+        return sum(each) / len(each)
+
+    return maximise(
+        mean_score,
+        [1.0] * len(tasks) if start is None else start,
+        method=method,
+        budget=budget,
+        bounds=bounds,
+        seed=seed,
+        history=history,
+        on_evaluation=on_evaluation,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Aligned:
+    """One matrix: where any task keeps an entry, how many do, and each task's values with their places among these."""
+
+    shape: tuple[int, ...]
+    positions: torch.Tensor
+    counts: torch.Tensor
+    tasks: Mapping[int, tuple[torch.Tensor, torch.Tensor]]  # number of the task -> places, values
+
+    @classmethod
+    def of(cls, name: str, tasks: Mapping[int, SparseRows]) -> _Aligned:
+        shape = _common_shape(name, [rows.shape for rows in tasks.values()])
+        kept = {number: rows.positions[rows.values != 0] for number, rows in tasks.items()}
+        values = {number: rows.values[rows.values != 0] for number, rows in tasks.items()}
+        positions, counts = torch.unique(torch.cat(list(kept.values())), return_counts=True)
+        few = len(positions) < 2**31
+        places = {number: torch.searchsorted(positions, own, out_int32=few) for number, own in kept.items()}
+        return cls(shape, positions, counts, {number: (places[number], values[number]) for number in kept})
+
+    def fuse(self, factors: Sequence[float], *, count: bool) -> SparseRows:
+        total = torch.zeros(len(self.positions), dtype=torch.float64)
+        for number, (places, values) in self.tasks.items():
+            total.index_add_(0, places, values.double(), alpha=factors[number])
+        if count:
+            total /= self.counts
+        return SparseRows(self.shape, self.positions, total.float())
+
+
+def _sparse(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, SparseRows]:
+    return {number: task.matrices[name] for number, task in enumerate(tasks) if name in task.matrices}
+
+
+def _dense(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, torch.Tensor]:
+    found = {number: task.vectors[name] for number, task in enumerate(tasks) if name in task.vectors}
+    found |= {number: rows.to_dense() for number, rows in _sparse(tasks, name).items()}
+    _common_shape(name, [tuple(tensor.shape) for tensor in found.values()])
+    return found
+
+
+def _fuse_dense(tasks: Mapping[int, torch.Tensor], factors: Sequence[float], *, count: bool) -> torch.Tensor:
+    total = sum((factors[number] * tensor.double() for number, tensor in tasks.items()), torch.zeros(()))
+    kept = sum(((tensor != 0).double() for tensor in tasks.values()), torch.zeros(()))
+    return (total / kept.clamp(min=1) if count else total).float()
+
+
+def _common_shape(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    for shape in shapes:
+        if shape != shapes[0]:
+            raise WrongShape(f"{name!r} is {list(shapes[0])} in one task vector, {list(shape)} in another", param=name)
+    return shapes[0]

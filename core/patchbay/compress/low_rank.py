@@ -1,0 +1,140 @@
+"""A matrix difference as a few singular vectors, the leading ones stored precisely and the tail coarsely.
+
+The idea of Delta-CoMe (Ping et al., 2024). Knows nothing of files: what is chosen here is written by others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement, pairwise
+
+import numpy as np
+import torch
+
+from patchbay.delta.codecs import VALUES
+
+Band = tuple[torch.Tensor, torch.Tensor, str]
+Factors = tuple[torch.Tensor, torch.Tensor]
+
+# From precise to coarse. A column is a singular vector, so one scale a column is one scale a vector.
+ENCODINGS = [name for name in ("bf16", "int8", "int4", "sign_column") if name in VALUES]
+PARTS = 12  # the budget is dealt out in twelfths
+EXACT_SIDE = 1024  # matrices up to this get all singular vectors: seconds
+OVERSAMPLING = 16
+POWER_ITERATIONS = 4
+
+
+def low_rank_bands(tau: torch.Tensor, bits: float) -> list[Band]:
+    """[(left [m, r_b], right [n, r_b], values)] with tau ~ sum_b left right^T and sum_b r_b <= min(m, n).
+
+    `tau` [m, ...] is finite fp32 and taken as [m, n]. Each band's factors are singular vectors times the root of their
+    value, to be stored in the encoding `values`; all of them together take at most bits * m * n / 8 bytes, scales
+    included. No bands where the budget does not pay for one vector or tau is zero.
+    """
+    if not tau.any():
+        return []
+    matrix = tau.reshape(len(tau), -1)
+    budget = int(bits * matrix.numel() / 8)
+    affordable = max(_affordable(name, budget, matrix.shape, min(matrix.shape)) for name in ENCODINGS)
+    if not affordable:
+        return []
+    left, right = _factors(matrix, affordable)
+    ranks = _best_ranks(left, right, budget)
+    ends = np.cumsum([0, *ranks]).tolist()
+    return [
+        (left[:, start:end].contiguous(), right[:, start:end].contiguous(), name)
+        for name, (start, end) in zip(ENCODINGS, pairwise(ends), strict=True)
+        if end > start
+    ]
+
+
+def stored_bytes(encoding: str, rank: int, shape: Sequence[int]) -> int:
+    """What both factors of a band take, before they are compressed further."""
+    codec = VALUES[encoding]
+    return sum(codec.max_bytes(side * rank, (side, rank)) for side in shape) if rank else 0
+
+
+def as_stored(factor: torch.Tensor, encoding: str) -> torch.Tensor:
+    """The factor as it is read back."""
+    codec = VALUES[encoding]
+    positions = np.arange(factor.numel())
+    stored = codec.encode(factor.flatten().numpy(), positions, tuple(factor.shape))
+    return torch.from_numpy(codec.decode(stored, positions, tuple(factor.shape))).reshape(factor.shape)
+
+
+def _affordable(encoding: str, budget: int, shape: Sequence[int], most: int) -> int:
+    """The highest rank up to `most` that fits."""
+    fitting, beyond = 0, most + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        fitting, beyond = (middle, beyond) if stored_bytes(encoding, middle, shape) <= budget else (fitting, middle)
+    return fitting
+
+
+def _factors(matrix: torch.Tensor, rank: int) -> Factors:
+    """Singular vectors times the root of their singular value, largest first: [m, r] and [n, r], r <= rank."""
+    side = min(matrix.shape)
+    wanted = rank + OVERSAMPLING
+    u, s, v = _some_vectors(matrix, wanted) if side > EXACT_SIDE and wanted < side // 4 else _svd(matrix)
+    rank = min(rank, int((s > s[0] * max(matrix.shape) * torch.finfo(s.dtype).eps).sum()))
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, v[:, :rank] * root
+
+
+def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u, s, vh.T
+
+
+def _some_vectors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Randomised subspace iteration (Halko et al., 2011). torch.svd_lowrank draws from the global generator."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], rank, generator=generator)).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    u, s, v = _svd(basis.T @ matrix)
+    return basis @ u, s, v
+
+
+def _best_ranks(left: torch.Tensor, right: torch.Tensor, budget: int) -> list[int]:
+    """One rank an encoding. The squared error of a split is what coding costs its vectors plus the vectors left out.
+
+    Errors of different vectors are taken as orthogonal, so that a split's error is a difference of prefix sums.
+    """
+    energy = left.double().square().sum(0).square()
+    dropped: list[float] = (energy.sum() - _prefix_sums(energy)).tolist()
+    coded: list[list[float]] = [_prefix_sums(energy * _coding_errors(left, right, name)).tolist() for name in ENCODINGS]
+
+    def error(ranks: Sequence[int]) -> float:
+        ends: list[int] = np.cumsum([0, *ranks]).tolist()
+        coding = [sums[end] - sums[start] for sums, (start, end) in zip(coded, pairwise(ends), strict=True)]
+        return sum(coding, dropped[ends[-1]])
+
+    return min(_splits(budget, (len(left), len(right)), left.shape[1]), key=error)
+
+
+def _splits(budget: int, shape: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Ranks for every way to deal the budget out among the encodings; what one cannot use goes to the next."""
+    for cuts in combinations_with_replacement(range(PARTS + 1), len(ENCODINGS) - 1):
+        ranks: list[int] = []
+        left_over = budget
+        for name, cut in zip(ENCODINGS, (*cuts, PARTS), strict=True):
+            allowance = left_over - budget * (PARTS - cut) // PARTS
+            rank = _affordable(name, allowance, shape, most - sum(ranks))
+            left_over -= stored_bytes(name, rank, shape)
+            ranks.append(rank)
+        yield ranks
+
+
+def _coding_errors(left: torch.Tensor, right: torch.Tensor, encoding: str) -> torch.Tensor:
+    """float64 [r]: |u v^T - u' v'^T|^2 for each pair of unit vectors and what is read back of them."""
+    u, v = (factor / factor.norm(dim=0).clamp(min=torch.finfo(factor.dtype).tiny) for factor in (left, right))
+    stored_u, stored_v = as_stored(u, encoding).double(), as_stored(v, encoding).double()
+    agreement = (u * stored_u).sum(0) * (v * stored_v).sum(0)
+    energy = stored_u.square().sum(0) * stored_v.square().sum(0)
+    error: torch.Tensor = 1 - 2 * agreement + energy
+    return error
+
+
+def _prefix_sums(values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([values.new_zeros(1), values.cumsum(0)])

@@ -1,0 +1,79 @@
+"""What a method decides for one tensor, before it is written: the common language of methods and file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from patchbay.delta import SparseRows
+
+Progress = Callable[[int, int, str], None]
+# What may be tuned once entries are chosen: nothing, one scale a matrix, or norms and biases as well.
+Distils = Literal["nothing", "scales", "everything"]
+Band = tuple[torch.Tensor, torch.Tensor, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SparsePart:
+    """Kept entries. `own` marks those that keep a value of their own where `values` holds one for many; `seed` is what
+    the positions came from, if they did.
+    """
+
+    rows: SparseRows
+    values: str
+    own: torch.Tensor | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DensePart:
+    """Every entry, in one encoding."""
+
+    difference: torch.Tensor
+    values: str
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankPart:
+    """sum_b left_b right_b^T over bands (left [rows, r], right [columns, r], encoding)."""
+
+    shape: tuple[int, ...]
+    bands: tuple[Band, ...]
+
+    def to_dense(self) -> torch.Tensor:
+        return sum((left @ right.T for left, right, _ in self.bands), torch.zeros(())).reshape(self.shape)
+
+
+Part = SparsePart | DensePart | LowRankPart
+# Asked for the prunable matrices in sorted order of names, each once, with its full fp32 difference.
+Pruner = Callable[[str, torch.Tensor], Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The prunable matrices of one task vector: names in order, how to read them, and rms(tau) / rms(base)."""
+
+    names: tuple[str, ...]
+    read: Callable[[str], torch.Tensor]
+    sizes: Mapping[str, int]
+    ratio: float
+
+    @property
+    def numel(self) -> int:
+        return sum(self.sizes[name] for name in self.names)
+
+
+def scaled(part: Part, scale: float) -> Part:
+    """The part with every value times `scale`."""
+    if scale == 1.0:
+        return part
+    match part:
+        case SparsePart():
+            return replace(part, rows=replace(part.rows, values=part.rows.values * scale))
+        case DensePart():
+            return replace(part, difference=part.difference * scale)
+        case LowRankPart():
+            return replace(part, bands=tuple((left * scale, right, values) for left, right, values in part.bands))

@@ -1,0 +1,143 @@
+"""The density that meets a bound on the file's size, or on the divergence from the full fine-tune."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from patchbay.compress.distil import Distilled
+from patchbay.compress.methods import Method
+from patchbay.compress.parts import DensePart
+from patchbay.compress.problem import Problem
+from patchbay.compress.write import Writer, as_stored, whole_part
+from patchbay.delta import DeltaFile
+from patchbay.errors import InvalidRecipe
+
+CLOSE = 0.985  # of the size asked for: near enough to stop
+STILL_CLOSE = 0.96
+TRIES = 14
+KL_STEPS = 8
+SMALLEST_DENSITY = 1e-4
+
+
+def fit_size(
+    writer: Writer,
+    method: Method,
+    numel: int,
+    out: Path,
+    target: int,
+    distilled: Callable[[float], Distilled] = lambda density: Distilled(),
+) -> DeltaFile:
+    """Writes the densest delta found that has at most `target` bytes, usually within 1.5 % of it.
+
+    The method is tuned at the density that fits before it is tuned, and written at that one if the file still fits:
+    what a search found is a draw at one density, and at another the draw is another. `distilled` is asked at the end.
+    Raises InvalidRecipe where even an empty delta (heads, norms, biases) is larger, or a method's only size is.
+    """
+    with tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{out.name}.") as beside:
+        attempt = Path(beside) / "delta"
+        fixed = writer.write(method, 0.0, attempt).num_bytes
+        if fixed > target:
+            raise _too_few(target, fixed)
+
+        def size_of(density: float) -> int:
+            return writer.write(method, density, attempt).num_bytes
+
+        density = _fitting(size_of, numel, fixed, target)
+        method.tune(density)
+        if not STILL_CLOSE * target <= size_of(density) <= target:
+            density = _fitting(size_of, numel, fixed, target)
+        while True:
+            # Tuned norms may compress a little worse than the fine-tune's own.
+            file = writer.write(method, density, attempt, distilled(density))
+            if file.num_bytes <= target or density == 0:
+                break
+            density *= 0.99 if density > SMALLEST_DENSITY else 0.0
+        if file.num_bytes > target:
+            raise _too_few(target, file.num_bytes)
+        attempt.replace(out)
+    return DeltaFile.open(out)
+
+
+def _fitting(size_of: Callable[[float], int], numel: int, fixed: int, target: int) -> float:
+    """The largest density tried whose file has at most `target` bytes; 0 where none had.
+
+    The first guess is that of one-bit values; from then on a line through the sizes on both sides of the bound, or
+    the middle between them where a line has come down on the same side twice.
+    """
+    aim = target * (1 + CLOSE) / 2
+    low, high = (0.0, fixed), (1.0, 0)  # (density, size): fits, does not fit; of density 1 that is not known yet
+    density, sides = density_of(8 * (target - fixed) / max(1, numel)), ""
+    for _ in range(TRIES):
+        size = size_of(density)
+        if size <= target:
+            low, sides = (density, size), sides + "<"
+        else:
+            high, sides = (density, size), sides + ">"
+        if low[0] >= 1.0 or low[1] >= CLOSE * target:
+            break
+        known = high[1] > low[1]
+        slope = (high[0] - low[0]) / (high[1] - low[1]) if known else low[0] / max(1, low[1] - fixed)
+        density = min(high[0], low[0] + slope * (aim - low[1]))
+        if (known and sides[-2:] in ("<<", ">>")) or not low[0] < density < high[0]:
+            density = (low[0] + high[0]) / 2 if known else 1.0
+    return low[0]
+
+
+def fit_kl(problem: Problem, method: Method, target: float) -> float:
+    """The smallest density, within a step of about 4 %, whose divergence on the calibration inputs is <= `target`,
+    measured on values as they are stored.
+
+    Raises InvalidRecipe without calibration inputs, and where density 1 does not reach it.
+    """
+    judge = problem.judge
+    if judge is None:
+        raise InvalidRecipe("target_kl is measured on calibration inputs: give some", param="target_kl")
+
+    whole = {name: as_stored(name, whole_part(tau, method.options)) for name, tau in problem.whole.items()}
+    stored = replace(problem, whole=whole)
+
+    def divergence(density: float) -> float:
+        parts = problem.prune(method.pruner(density))
+        return judge.divergence(
+            stored.candidate({n: DensePart(as_stored(n, part), "fp32") for n, part in parts.items()})
+        )
+
+    if divergence(1.0) > target:
+        raise InvalidRecipe(f"a divergence of {target} is not reached at density 1 either", param="target_kl")
+    low, high = math.log(SMALLEST_DENSITY), 0.0
+    for _ in range(KL_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if divergence(math.exp(middle)) <= target else (middle, high)
+    return math.exp(high)
+
+
+def density_of(bits: float) -> float:
+    """The d with H(d) + d = bits, H the binary entropy: positions and one-bit values. For others a first guess."""
+    if bits >= math.log2(3):  # the maximum, at d = 2/3
+        return 1.0
+    low, high = 0.0, 2 / 3
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _entropy(middle) + middle < bits else (low, middle)
+    return low
+
+
+def _entropy(density: float) -> float:
+    if density in (0.0, 1.0):
+        return 0.0
+    return -density * math.log2(density) - (1 - density) * math.log2(1 - density)
+
+
+def _too_few(target: int, least: int) -> InvalidRecipe:
+    return InvalidRecipe(
+        f"{target} bytes are too few: what is not pruned takes {least} bytes already", param="target_size"
+    )
+
+
+def _folder(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent

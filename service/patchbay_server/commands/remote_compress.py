@@ -1,0 +1,150 @@
+"""`patchbay compress --server`: the fine-tune's files go up once, the server's workers compress them.
+
+Ends in the report that the command would have made here, so that it prints and fails in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchbay_server.commands.failures import ServerError
+from patchbay_server.commands.output import BYTES, open_console, progress
+
+if TYPE_CHECKING:
+    from patchbay.compress.compress import Report
+    from patchbay_server.commands.follow import JobClient
+
+CHUNK = 1 << 20
+Sent = Callable[[int], None]
+
+
+def compress_remotely(
+    server: str,
+    finetuned: str,
+    name: str,
+    options: Mapping[str, object],
+    *,
+    calibration: Path | None = None,
+    activate: bool = True,
+) -> Report:
+    """Compresses on the server at the URL `server`; the delta is stored there as `name`.
+
+    `options` are fields of POST /v1/compressions. The report's `path` says where the delta is. Raises
+    UnsupportedBackbone for a folder that is no model; ServerUnreachable; ServerError, also for a job that failed.
+    """
+    from patchbay.compress.compress import Report
+    from patchbay_server.commands.follow import JobClient
+
+    files = model_files(finetuned)
+    digests = _hash([*files.values(), *([calibration] if calibration else [])])
+    body: dict[str, object] = {"name": name, "files": {key: digests[path] for key, path in files.items()}, **options}
+    body |= {"activate": activate, "calibration": digests[calibration] if calibration else None}
+    with JobClient(server) as client:
+        _upload(client, digests)
+        # A key of its own: a POST whose answer was lost can be sent again, and a new run is a new job.
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        _, job = client.request("POST", "/v1/compressions", expect="id", json=body, headers=headers)
+        result = _follow(client, job["id"])
+    delta = result["delta"]
+    try:
+        return Report(**result["report"], path=f"{delta['name']}@{delta['version']} on {server}")
+    except TypeError as error:
+        message = f"{delta['name']}@{delta['version']} is stored, but the server reports as another version of Patchbay"
+        raise ServerError(message, 500, code="unexpected_answer") from error
+
+
+def model_files(finetuned: str) -> dict[str, Path]:
+    """What makes up the model in its folder, by name: weights that are used, configuration and tokenizer."""
+    from patchbay.checkpoint import Checkpoint
+    from patchbay_server.jobs.files import CONFIGS, is_model_file
+
+    if (Path(finetuned) / CONFIGS[1]).is_file():  # an adapter: nothing but itself is in its folder
+        return {file.name: file for file in sorted(Path(finetuned).iterdir()) if is_model_file(file.name)}
+    checkpoint = Checkpoint.open(finetuned)
+    used = {stored.file for stored in checkpoint.tensors.values()}
+    plain = {file for file in checkpoint.folder.iterdir() if file.is_file() and is_model_file(file.name)}
+    return {file.name: file for file in sorted(used | {f for f in plain if f.suffix != ".safetensors"})}
+
+
+def _hash(files: list[Path]) -> dict[Path, str]:
+    total, digests = sum(file.stat().st_size for file in files), {}
+    with progress("hash", BYTES) as update:
+        done = 0
+        update(0, total, "")
+        for file in files:
+            digest = hashlib.sha256()
+            for chunk in _chunks(file):
+                digest.update(chunk)
+                done += len(chunk)
+                update(done, total, file.name)
+            digests[file] = f"sha256:{digest.hexdigest()}"
+    return digests
+
+
+def _upload(client: JobClient, digests: Mapping[Path, str]) -> None:
+    """Only what the server has not: another fine-tune's tokenizer, or this upload's first half."""
+    wanted = {digest: file for file, digest in digests.items()}
+    missing = {digest: file for digest, file in wanted.items() if not client.has(f"/v1/blobs/{digest}")}
+    total, done = sum(file.stat().st_size for file in missing.values()), 0
+    with progress("upload", BYTES) as update:
+        update(0, total, "")
+        for digest, file in missing.items():
+            before = done
+
+            def sent(count: int, before: int = before, name: str = file.name) -> None:
+                update(before + count, total, name)
+
+            headers = {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
+            client.request("PUT", f"/v1/blobs/{digest}", expect="digest", content=_send(file, sent), headers=headers)
+            done += file.stat().st_size
+
+
+def _follow(client: JobClient, job: str) -> dict[str, Any]:
+    """The result of the job. What ends this command does not end the job."""
+    try:
+        with progress("compress") as update:
+            for event in client.follow(job):
+                if event.kind == "progress":
+                    update(event.data["done"], event.data["total"], _note(event.data))
+                elif event.is_last:
+                    return _result(job, event.data)
+    except KeyboardInterrupt:
+        text = f"job {job} goes on: `patchbay jobs show {job}` looks at it, `patchbay jobs cancel {job}` ends it"
+        open_console(stderr=True).print(text, soft_wrap=True)
+        raise
+    raise AssertionError("follow ends with the job's end")
+
+
+def _note(data: Mapping[str, Any]) -> str:
+    best = data["best_score"]
+    return data["stage"] if best is None else f"{data['stage']}, best {best:.4g} of {data['evaluation']}"
+
+
+def _result(job: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ServerError with the job's own error."""
+    if data["state"] == "done":
+        result: dict[str, Any] = data["result"]
+        return result
+    if data["state"] == "cancelled":
+        raise ServerError(f"job {job} was cancelled", 500, code="cancelled")
+    error = data["error"]
+    status = 500 if error["type"] == "server_error" else 422
+    raise ServerError(error["message"], status, code=error["code"], param=error["param"])
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while chunk := source.read(CHUNK):
+            yield chunk
+
+
+def _send(file: Path, on_sent: Sent) -> Iterator[bytes]:
+    sent = 0
+    for chunk in _chunks(file):
+        yield chunk
+        sent += len(chunk)
+        on_sent(sent)

@@ -1,0 +1,51 @@
+"""`patchbay worker`: a process that takes jobs from a server's store, beside the server's own or instead of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.output import print_json
+from patchbay_server.commands.serve import make_settings
+
+
+def worker(
+    base: Annotated[
+        str, typer.Option(envvar="PATCHBAY_BASE", metavar="MODEL", help="The server's base: a folder or hub id.")
+    ],
+    task: Annotated[
+        str | None, typer.Option(envvar="PATCHBAY_TASK", show_default="from the base", help="What the server serves.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(envvar="PATCHBAY_STORE", show_default="patchbay-store", metavar="DIR", help="The server's store."),
+    ] = None,
+    store_url: Annotated[
+        str | None,
+        typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The server's catalog."),
+    ] = None,
+    jobs_db: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The server's queue of jobs."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run compression jobs of a server on this host until interrupted.
+
+    With --json the one object is printed when the worker has stopped.
+    """
+    # The address is a server's: what the environment says of it must not need a key here.
+    given = {"base": base, "task": task, "store": store, "store_url": store_url, "jobs_db": jobs_db}
+    settings = make_settings({**given, "host": "127.0.0.1"})
+    from patchbay_server.jobs.worker import work
+
+    started = time.monotonic()
+    work(settings)
+    if as_json:
+        print_json({"base": settings.base, "store": str(settings.store), "seconds": time.monotonic() - started})

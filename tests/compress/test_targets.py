@@ -1,0 +1,183 @@
+"""A bound on the file's size or on the divergence is held by the file that is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tests import pico
+from tests.compress.problems import texts
+
+from patchbay.backbone import Backbone
+from patchbay.compress.calibration import Calibration, Judge
+from patchbay.compress.compress import Options, Report, compress
+from patchbay.compress.targets import density_of
+from patchbay.delta import DeltaFile, read_delta
+from patchbay.errors import InvalidRecipe
+
+ModelFolder = Callable[..., Path]
+INPUTS = Calibration(texts(10))
+METHODS: list[dict[str, Any]] = [
+    {"method": "nps"},
+    {"method": "nps", "support": "topk"},
+    {"method": "magnitude", "values": "bf16"},
+    {"method": "random"},
+]
+LOW_RANK = {"method": "low_rank"}  # a second a file
+FEW = settings(
+    max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture
+def fit(model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path) -> Callable[..., Report]:
+    """`fit(target_size=9000)` on a language model of one layer; nothing but the file is left beside it."""
+    base, tuned, out = model_folder("llama", layers=1), finetune_folder("llama", layers=1), tmp_path / "out" / "d"
+
+    def compressed(calibration: Calibration | None = None, **options: Any) -> Report:
+        report = compress(base, tuned, out, Options(**options), calibration=calibration)
+        assert [path.name for path in out.parent.iterdir()] == ["d"]
+        assert report.num_bytes == out.stat().st_size
+        return report
+
+    return compressed
+
+
+@pytest.mark.parametrize("options", METHODS)
+@given(share=st.floats(0, 1))
+@example(share=0.001)
+@example(share=0.999)
+@FEW
+def test_size_is_never_exceeded_and_nearly_reached(
+    fit: Callable[..., Report], options: dict[str, Any], share: float
+) -> None:
+    """Any size between that of nothing kept and that of everything kept, within 3 % or 100 bytes of it."""
+    check_size(fit, options, share)
+
+
+def test_size_of_singular_vectors(fit: Callable[..., Report]) -> None:
+    check_size(fit, LOW_RANK, 0.6)
+
+
+def check_size(fit: Callable[..., Report], options: dict[str, Any], share: float) -> None:
+    empty, everything = (fit(**options, density=density).num_bytes for density in (0.0, 1.0))
+    target = int(empty + share * (everything - empty))
+    report = fit(**options, target_size=target)
+    assert report.num_bytes <= target
+    assert report.num_bytes >= 0.97 * target - 100
+
+
+@pytest.mark.parametrize("options", [*METHODS, LOW_RANK, {"method": "bitdelta"}])
+def test_sizes_beyond_everything_keep_everything(fit: Callable[..., Report], options: dict[str, Any]) -> None:
+    report = fit(**options, target_size=10**6)
+    assert report.num_bytes <= 10**6
+    if options["method"] != "bitdelta":
+        assert report.density == 1.0
+
+
+@pytest.mark.parametrize("options", [*METHODS, LOW_RANK, {"method": "bitdelta"}])
+def test_sizes_below_nothing_are_refused_with_the_number(fit: Callable[..., Report], options: dict[str, Any]) -> None:
+    least = fit(**options, density=0.0).num_bytes
+    with pytest.raises(InvalidRecipe, match=f"{least - 1} bytes are too few.* takes {least} bytes already") as caught:
+        fit(**options, target_size=least - 1)
+    assert caught.value.param == "target_size"
+    # How precisely numbers are written in the manifest makes a byte or two.
+    assert fit(**options, target_size=least + 16).num_bytes <= least + 16
+
+
+def test_refusal_writes_nothing(model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "d"
+    with pytest.raises(InvalidRecipe, match="too few"):
+        compress(model_folder("llama"), finetune_folder("llama"), out, Options(target_size=10))
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("support", ["sampled", "topk"])
+def test_search_ends_within_the_size(fit: Callable[..., Report], support: str) -> None:
+    """Whatever weights it finds."""
+    report = fit(INPUTS, support=support, target_size=9000, evaluations=12)
+    assert 0.95 * 9000 <= report.num_bytes <= 9000
+    assert report.evaluations == 12
+
+
+def divergence(base: Path, tuned: Path, file: Path, out: Path) -> float:
+    full = pico.delta(base, tuned, out / "full", density=1.0, values="fp32")
+    backbone = Backbone.load(base, device="cpu")
+    return Judge(backbone, full, INPUTS).divergence(read_delta(file, backbone.specs, backbone.fingerprint))
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"method": "nps", "evaluations": 0}, 0.5),
+        ({"method": "nps", "support": "topk", "evaluations": 6, "values": "fp32"}, 0.1),
+        ({"method": "magnitude"}, 0.1),
+        ({"method": "magnitude"}, 0.5),
+        ({"method": "magnitude", "values": "sign"}, 0.5),
+        ({"method": "random", "values": "bf16"}, 0.5),
+        ({"method": "low_rank"}, 0.5),
+    ],
+)
+def test_divergence_of_the_file_is_within_its_bound(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path, options: dict[str, Any], share: float
+) -> None:
+    base, tuned = model_folder("llama", layers=1), finetune_folder("llama", layers=1, scale=0.02)
+    empty = pico.delta_file(base, tuned, tmp_path / "empty", density=0.0)
+    target = share * divergence(base, tuned, empty, tmp_path)
+    report = compress(base, tuned, tmp_path / "d", Options(**options, target_kl=target), calibration=INPUTS)
+    assert divergence(base, tuned, tmp_path / "d", tmp_path) <= target
+    assert 0 < report.density < 1
+
+
+def test_smaller_densities_would_not_do(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path
+) -> None:
+    base, tuned = model_folder("llama", layers=1), finetune_folder("llama", layers=1, scale=0.02)
+    options = {"method": "magnitude", "values": "fp32"}
+    empty = pico.delta_file(base, tuned, tmp_path / "empty", density=0.0)
+    target = 0.3 * divergence(base, tuned, empty, tmp_path)
+    found = compress(base, tuned, tmp_path / "d", Options(**options, target_kl=target), calibration=INPUTS).density
+    less = pico.delta_file(base, tuned, tmp_path / "less", **options, density=0.92 * found)
+    assert divergence(base, tuned, less, tmp_path) > target
+
+
+def test_divergence_needs_calibration_inputs_and_a_reachable_bound(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path
+) -> None:
+    base, tuned = model_folder("llama", layers=1), finetune_folder("llama", layers=1)
+    with pytest.raises(InvalidRecipe, match="give some") as caught:
+        compress(base, tuned, tmp_path / "d", Options(target_kl=0.1))
+    assert caught.value.param == "target_kl"
+    with pytest.raises(InvalidRecipe, match="not reached at density 1"):
+        compress(
+            base, tuned, tmp_path / "d", Options(method="magnitude", scale=0.1, target_kl=1e-9), calibration=INPUTS
+        )
+    assert not (tmp_path / "d").exists()
+
+
+@given(st.floats(0, 1.58))
+def test_density_of_solves_its_equation(bits: float) -> None:
+    density = density_of(bits)
+    if density in (0.0, 1.0):
+        assert bits == pytest.approx(density * math.log2(3), abs=1e-3)
+        return
+    entropy = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
+    assert entropy + density == pytest.approx(bits, abs=1e-6)
+
+
+def test_density_of_its_ends() -> None:
+    assert density_of(0.0) == pytest.approx(0.0, abs=1e-12)
+    assert density_of(1.585) == density_of(40.0) == 1.0
+
+
+def test_fitted_file_is_whole(fit: Callable[..., Report], model_folder: ModelFolder, tmp_path: Path) -> None:
+    report = fit(target_size=8000)
+    backbone = Backbone.load(model_folder("llama", layers=1), device="cpu")
+    delta = read_delta(tmp_path / "out" / "d", backbone.specs, backbone.fingerprint)
+    assert delta.manifest.compression.density == report.density
+    DeltaFile.open(tmp_path / "out" / "d").check_payload()

@@ -1,0 +1,40 @@
+"""`patchbay worker`: a process beside the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e.processes import ended, start
+from tests.service.commands.conftest import Cli
+
+from patchbay_server.jobs.worker import NICE
+
+DEADLINE_S = 60.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_works_until_it_is_told_to_end(base: Path, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ["worker", "--base", str(base), "--store", str(tmp_path), "--json"]
+    with ended(start("-m", "patchbay_server.cli", *arguments)) as process:
+        deadline = time.monotonic() + DEADLINE_S
+        while os.getpriority(os.PRIO_PROCESS, process.pid) < NICE:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, said = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, said) == (0, "")
+    assert json.loads(out)["store"] == str(tmp_path)
+    assert (tmp_path / "jobs.db").exists()
+
+
+def test_the_servers_address_needs_no_key_here(cli: Cli, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = ["worker", "--base", base, "--store", tmp_path, "--jobs-db", tmp_path / "file" / "jobs.db", "--json"]
+    result = cli(*arguments, env={"PATCHBAY_HOST": "0.0.0.0"})
+    assert result.exit_code == 1 and "PATCHBAY_API_KEY" not in result.stderr
+    assert json.loads(result.stdout)["error"]["code"] == "store_unavailable"
