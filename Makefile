@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv test lint format demo test-redis clean
+.PHONY: help venv test lint format demo test-redis bench-compression bench-codec clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 venv: $(STAMP)  ## a virtual environment in .venv with everything installed
 
@@ -36,6 +36,13 @@ demo: venv  ## the product's main job on real digits, in demo-run/
 
 test-redis: venv  ## the store's contract on a real redis-server
 	PATCHBAY_REQUIRE_REDIS=1 $(BIN)/pytest -q tests/store tests/stores
+
+bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_compression $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \
+	  $(if $(QUICK),--quick)
+
+bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for each encoding
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.codec
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis

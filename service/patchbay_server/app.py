@@ -4,6 +4,8 @@ own.
 
 from __future__ import annotations
 
+from threading import Event
+
 import anyio
 from fastapi import FastAPI
 
@@ -12,6 +14,7 @@ from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
 from patchbay_server.auth import RequireKey
+from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit, Measure
 from patchbay_server.routes import ROUTERS
@@ -19,7 +22,7 @@ from patchbay_server.settings import Settings
 from patchbay_server.threads import THREADS
 
 
-def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
+def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) -> FastAPI:
     """Every route of API.md. `/healthz`, `/readyz` and `/openapi.json` are open; all others ask for the key, where
     there is one.
     """
@@ -31,8 +34,9 @@ def create_app(settings: Settings, engine: Engine, hub: Hub) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
+    app.state.queue, app.state.stopping = queue, Event()
     app.state.inference = anyio.CapacityLimiter(THREADS)
-    app.state.metrics = metrics = Metrics(engine)
+    app.state.metrics = metrics = Metrics(engine, queue)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:

@@ -13,6 +13,7 @@ from patchbay.engine.engine import Engine
 from patchbay.merge import Recipe
 from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
+from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics
 from patchbay_server.resolve import Resolved, resolve
 from patchbay_server.settings import Settings
@@ -26,6 +27,11 @@ async def get_engine(request: Request) -> Engine:
 async def get_hub(request: Request) -> Hub:
     hub: Hub = request.app.state.hub
     return hub
+
+
+async def get_queue(request: Request) -> JobQueue:
+    queue: JobQueue = request.app.state.queue
+    return queue
 
 
 async def get_metrics(request: Request) -> Metrics:
@@ -45,6 +51,7 @@ async def get_tenant() -> str:
 
 EngineDep = Annotated[Engine, Depends(get_engine)]
 HubDep = Annotated[Hub, Depends(get_hub)]
+QueueDep = Annotated[JobQueue, Depends(get_queue)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 TenantDep = Annotated[str, Depends(get_tenant)]

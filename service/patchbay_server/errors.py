@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from patchbay import errors
+from patchbay_server.jobs.base import IdempotencyConflict
 
 logger = logging.getLogger("patchbay_server")
 
@@ -33,6 +34,12 @@ class UnsupportedParameter(errors.PatchbayError):
     code = "unsupported_parameter"
 
 
+class DigestMismatch(errors.PatchbayError):
+    """The bytes of a blob are not those that its name promises."""
+
+    code = "digest_mismatch"
+
+
 STATUS: Mapping[type, int] = {
     errors.UnsupportedTask: 400,
     Unauthorized: 401,
@@ -42,6 +49,8 @@ STATUS: Mapping[type, int] = {
     errors.DeltaTooLarge: 413,
     errors.UnsupportedFile: 415,
     UnsupportedParameter: 422,
+    DigestMismatch: 422,
+    IdempotencyConflict: 422,
     errors.InvalidName: 422,
     errors.InputError: 422,
     errors.FinetuneMismatch: 422,
@@ -69,6 +78,15 @@ def status_of(error: errors.PatchbayError) -> int:
 def error_body(message: str, status: int, code: str, param: str | None = None) -> dict[str, object]:
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_of(error: Exception) -> dict[str, Any]:
+    """The `error` object of a failure that no request waits for."""
+    if isinstance(error, errors.PatchbayError):
+        body: Any = error_body(error.message, status_of(error), error.code, error.param)
+    else:
+        body = error_body("the worker failed; the server's log says why", 500, "internal_error")
+    return dict(body["error"])
 
 
 def install(app: FastAPI) -> None:

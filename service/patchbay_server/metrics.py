@@ -4,15 +4,19 @@ all.
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from patchbay.engine.engine import Engine
+from patchbay.errors import PatchbayError
+from patchbay_server.jobs.base import JobQueue, State
 
 
 class Metrics:
     """One registry an app, so that several apps can live in one process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, queue: JobQueue) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "patchbay_http_requests", "HTTP requests.", ["route", "method", "status"], registry=self.registry
@@ -24,6 +28,10 @@ class Metrics:
             "patchbay_inferences", "Inference requests by model and path.", ["model", "path"], registry=self.registry
         )
         self.upload_bytes = Counter("patchbay_upload_bytes", "Bytes of accepted uploads.", registry=self.registry)
+        self.blob_bytes = Counter("patchbay_blob_bytes", "Bytes of new blobs.", registry=self.registry)
+        jobs = Gauge("patchbay_jobs", "Jobs by state.", ["state"], registry=self.registry)
+        for state in State:
+            jobs.labels(state).set_function(lambda s=state: _count(queue, s))  # type: ignore[misc]
         self._gauge("patchbay_resident_bytes", "Bytes of the resident base.", lambda: engine.backbone.num_bytes)
         for name, pool in (("delta", engine.deltas), ("plan", engine.plans)):
             self._gauge(f"patchbay_{name}_cache_bytes", f"Bytes of cached {name}s.", lambda p=pool: p.num_bytes)
@@ -37,3 +45,11 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, read: object) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)  # type: ignore[arg-type]
+
+
+def _count(queue: JobQueue, state: State) -> float:
+    """NaN where the queue does not answer: the other metrics matter all the more then."""
+    try:
+        return queue.count_states()[state]
+    except PatchbayError:
+        return math.nan

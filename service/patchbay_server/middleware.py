@@ -1,7 +1,7 @@
 """What surrounds every request: a bound on its body, a count and a time. Plain ASGI; knows no route by name but
 uploads.
 
-Uploads bound themselves while they stream; every other body is JSON and small.
+Uploads of deltas and blobs bound themselves while they stream; every other body is JSON and small.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from patchbay_server.errors import error_body
 from patchbay_server.metrics import Metrics
 
 UPLOAD = ("POST", "/v1/deltas")
+BLOBS = "/v1/blobs/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class BodyLimit:
     max_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"], scope["path"].rstrip("/")) == UPLOAD:
+        if scope["type"] != "http" or _is_upload(scope["method"], scope["path"]):
             await self.app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
@@ -48,6 +49,10 @@ class BodyLimit:
 
     def _message(self) -> str:
         return f"the request body is over {self.max_bytes} bytes"
+
+
+def _is_upload(method: str, path: str) -> bool:
+    return (method, path.rstrip("/")) == UPLOAD or (method == "PUT" and path.startswith(BLOBS))
 
 
 @dataclass(frozen=True, slots=True)

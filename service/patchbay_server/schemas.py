@@ -14,6 +14,7 @@ MAX_TEXT = 1 << 22
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 ModelName = Annotated[str, Field(min_length=1, max_length=2000)]
+BlobDigest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 hex digits.")]
 HeadName = Annotated[str, Field(min_length=1, max_length=100)]
 
 
@@ -86,6 +87,41 @@ class MergeRequest(Body):
     name: str
     recipe: Recipe | ModelName
     follow: bool = False
+
+
+class CompressionRequest(Body):
+    """`files`: file name -> blob. At most one of `density`, `target_size` (bytes) and `target_kl`. What is left out is
+    the library's default.
+    """
+
+    name: Annotated[str, Field(max_length=200)]
+    files: Annotated[dict[Annotated[str, Field(max_length=1000)], BlobDigest], Field(min_length=1, max_length=1000)]
+    method: Annotated[str, Field(max_length=100)] | None = None
+    density: FiniteFloat | None = None
+    target_size: Annotated[StrictInt, Field(ge=1)] | None = None
+    target_kl: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    values: Annotated[str, Field(max_length=100)] | None = None
+    scale: FiniteFloat | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=1 << 63)] | None = None
+    exact: bool | None = None
+    support: Annotated[str, Field(max_length=100)] | None = None
+    scope: Annotated[str, Field(max_length=100)] | None = None
+    groups: StrictInt | None = None
+    evaluations: StrictInt | None = None
+    optimizer: Annotated[str, Field(max_length=100)] | None = None
+    score: Annotated[str, Field(max_length=100)] | None = None
+    merge_statistics: bool | None = None
+    distil: bool | None = None
+    calibration: BlobDigest | None = None
+    activate: bool = True
+
+
+class TransferRequest(Body):
+    """`model` is a delta, `name` or `name@version`; `calibration` a blob of inputs."""
+
+    model: ModelName
+    scales: Annotated[list[FiniteFloat], Field(min_length=1, max_length=100)]
+    calibration: BlobDigest
 
 
 class CurrentRequest(Body):

@@ -6,6 +6,9 @@ import json
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from threading import Event
 from types import FrameType
 
 import uvicorn
@@ -19,6 +22,8 @@ from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.filesystem import FileBlobs
 from patchbay.store.hub import Hub
 from patchbay_server.app import create_app
+from patchbay_server.jobs.sqlite import SqliteQueue
+from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.urls import open_catalog
@@ -83,22 +88,34 @@ def serve(settings: Settings) -> None:
             for name in check_store(hub, backbone):
                 print(f"warning: the bytes of {name!r} are not in {settings.store}: upload it again", file=sys.stderr)
             engine = open_engine(settings, backbone, hub)
-            app = create_app(settings, engine, hub)
-            config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S)
-            _listen(_Server(config, engine), listener)
+            with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue):
+                app = create_app(settings, engine, hub, queue)
+                config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S)
+                _listen(_Server(config, engine, app.state.stopping), listener)
         finally:
             hub.close()
 
 
-class _Server(uvicorn.Server):
-    """Tells the engine, too, when it is told to end: a long completion would be waited for otherwise."""
+@contextmanager
+def _working(settings: Settings, queue: SqliteQueue) -> Iterator[None]:
+    workers = Workers(settings, queue)
+    workers.start()
+    try:
+        yield
+    finally:
+        workers.stop()
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+
+class _Server(uvicorn.Server):
+    """Tells the engine and the streams of events, too, when it is told to end: they would be waited for otherwise."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, stopping: Event) -> None:
         super().__init__(config)
-        self.engine = engine
+        self.engine, self.stopping = engine, stopping
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.engine.stop()
+        self.stopping.set()
         super().handle_exit(sig, frame)
 
 

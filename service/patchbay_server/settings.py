@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="Bearer key that every /v1 request must carry.")
     max_upload_bytes: int = Field(default=8 << 30, gt=0)
     max_body_bytes: int = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
+    max_blob_bytes: int = Field(default=64 << 30, gt=0, description="Cap of one blob.")
+    workers: int = Field(default=1, ge=0, le=64, description="Processes for compression jobs; 0 leaves them to others.")
+    jobs_db: Path | None = Field(default=None, description="The queue of jobs; jobs.db in the store by default.")
     delta_cache_bytes: int = Field(default=4 << 30, ge=0, description="Decoded deltas kept in memory.")
 
     @model_validator(mode="after")
@@ -37,6 +40,10 @@ class Settings(BaseSettings):
         if self.api_key is None and not _is_loopback(self.host):
             raise ValueError(f"refusing to listen on {self.host} without PATCHBAY_API_KEY: set one, or use 127.0.0.1")
         return self
+
+    @property
+    def jobs_path(self) -> Path:
+        return self.jobs_db or self.store / "jobs.db"
 
     @property
     def catalog_url(self) -> str:

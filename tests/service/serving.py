@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fastapi import FastAPI
 from httpx2 import Response
 from starlette.testclient import TestClient
 from tests import pico
+from tests.delta import samples
 from transformers import PreTrainedModel
 
 from patchbay.backbone import Backbone
@@ -24,6 +24,7 @@ from patchbay.store import Catalog
 from patchbay.store.filesystem import FileBlobs
 from patchbay.store.hub import Hub
 from patchbay_server.app import create_app
+from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.server import open_engine, open_hub
 from patchbay_server.settings import Settings
 
@@ -88,9 +89,11 @@ def serving(backbone: Backbone, store: Path, catalog: Catalog | None = None, **s
     else:
         hub = Hub(catalog, FileBlobs(store / "blobs"), frozenset({"base", backbone.name, *METHODS}))
     engine = open_engine(made, backbone, hub)
-    app = create_app(made, engine, hub)
+    queue = SqliteQueue(made.jobs_path)
+    app = create_app(made, engine, hub, queue)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Served(client, app, engine, hub, store)
+    queue.close()
     hub.close()
 
 
@@ -137,12 +140,5 @@ def summed(base: Path, out: Path, terms: Iterable[tuple[Delta, float]]) -> Path:
 
 
 def edited(file: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """A delta file whose manifest was changed by hand; streams and payload hash stay."""
-    data = file.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    manifest = json.loads(header["__metadata__"]["patchbay"])
-    change(manifest)
-    header["__metadata__"]["patchbay"] = json.dumps(manifest)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    """A delta file whose manifest was changed by hand; frames and payload hash stay."""
+    return samples.edited(file.read_bytes(), change)

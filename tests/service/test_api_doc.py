@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
+from tests.service.compressing import put_folder, work
 from tests.service.serving import Serve, Served, ok
 
 import patchbay
@@ -29,6 +31,7 @@ SOURCES = "".join(
     for package in (patchbay, patchbay_server)
     for path in Path(package.__file__).parent.rglob("*.py")
 )
+DATA = ("probabilities", "params", "files", "report")
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 
 
@@ -179,9 +182,9 @@ def test_every_setting_and_no_other() -> None:
 
 
 def shape(value: Any, depth: int = 0) -> Any:
-    """Keys and types; of a list the first entry. What `probabilities` and `params` hold is data."""
+    """Keys and types; of a list the first entry. What is under a key of DATA is data."""
     if isinstance(value, dict):
-        return {key: shape(inner) if key not in ("probabilities", "params") else {} for key, inner in value.items()}
+        return {key: shape(inner) if key not in DATA else {} for key, inner in value.items()}
     if isinstance(value, list):
         return [shape(value[0])] if value else []
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
@@ -194,7 +197,7 @@ def example(heading: str) -> Any:
 
 
 @pytest.fixture
-def answers(serve: Serve, delta_file: Callable[..., Path]) -> dict[str, Any]:
+def answers(serve: Serve, delta_file: Callable[..., Path], finetune_folder: Callable[..., Path]) -> dict[str, Any]:
     """A live answer for every example."""
     vit, encoder, llama = (serve(kind) for kind in ("vit", "bert_encoder", "llama"))
     found = {"POST /v1/deltas": vit.upload("noisy", delta_file("vit", 1))}
@@ -205,6 +208,13 @@ def answers(serve: Serve, delta_file: Callable[..., Path]) -> dict[str, Any]:
     found["POST /v1/completions"] = ok(llama.post("/v1/completions", {"model": "0.5*math", "prompt": "the cat"}))
     found["POST /v1/classify"] = ok(vit.post("/v1/classify", {"model": "0.6*noisy", "input": IMAGE}))
     found["POST /v1/merges"] = ok(vit.post("/v1/merges", {"name": "both", "recipe": "linear(noisy)"}), 201)
+    found["PUT /v1/blobs/{digest}"] = ok(
+        vit.client.put(f"/v1/blobs/sha256:{sha256(b'x').hexdigest()}", content=b"x"), 201
+    )
+    wanted = {"name": "math", "files": put_folder(vit, finetune_folder("vit")), "density": 0.05}
+    job = found["POST /v1/compressions"] = ok(vit.post("/v1/compressions", wanted), 202)
+    assert work(vit) == 1
+    found["GET /v1/jobs/{job}"] = ok(vit.get(f"/v1/jobs/{job['id']}"))
     found["POST /v1/base/verify"] = ok(vit.post("/v1/base/verify"))
     for path in ("/v1/deltas", "/v1/models", "/v1/base", "/healthz", "/readyz"):
         found[f"GET {path}"] = ok(vit.get(path))

@@ -23,7 +23,22 @@ SOURCES = os.pathsep.join([str(ROOT / "core"), str(ROOT / "service")])
 ENTRY = "from patchbay_server.cli import main; main()"
 # Not pydantic: typer takes it itself to coerce a command's options.
 HEAVY = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "httpx2", "fastapi", "uvicorn")
-NAMES = ["compress", "inspect", "verify", "reconstruct", "serve", "push", "ls", "show", "rm", "demo"]
+NAMES = [
+    "compress",
+    "fuse",
+    "transfer",
+    "inspect",
+    "verify",
+    "reconstruct",
+    "serve",
+    "push",
+    "ls",
+    "show",
+    "rm",
+    "worker",
+    "demo",
+]
+GROUPS = ["jobs"]
 DEADLINE_S = 60.0
 
 
@@ -46,7 +61,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from patchbay_server.cli import app
-for args in [[]] + [[name] for name in {NAMES!r}]:
+for args in [[]] + [[name] for name in {[*NAMES, *GROUPS]!r}]:
     try:
         app([*args, "--help"], prog_name="patchbay")
     except SystemExit as done:
@@ -55,13 +70,18 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
     exit_code, out, err = finish(command(code=code))
     assert exit_code == 0, err
-    assert all(name in out for name in NAMES)
+    assert all(name in out for name in [*NAMES, *GROUPS])
     assert err.strip() == "[]"
 
 
 def test_the_commands_are_the_documented_ones_and_all_speak_json() -> None:
     functions = {info.callback.__name__: info.callback for info in app.registered_commands if info.callback}
     assert list(functions) == NAMES
+    groups = {group.typer_instance.info.name: group.typer_instance for group in app.registered_groups}
+    assert list(groups) == GROUPS
+    for group in groups.values():
+        members = {info.callback.__name__: info.callback for info in group.registered_commands if info.callback}
+        functions |= {f"{group.info.name} {name}": function for name, function in members.items()}
     for name, function in functions.items():
         assert "as_json" in inspect.signature(function).parameters, name
 

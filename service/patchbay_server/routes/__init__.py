@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from patchbay_server.routes import base, completions, deltas, embeddings, health, merges, models, predictions
+from patchbay_server.routes import (
+    base,
+    blobs,
+    completions,
+    compressions,
+    deltas,
+    embeddings,
+    health,
+    jobs,
+    merges,
+    models,
+    predictions,
+    transfers,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -15,4 +28,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     predictions.router,
     embeddings.router,
     completions.router,
+    blobs.router,
+    compressions.router,
+    jobs.router,
+    transfers.router,
 )

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 
-from patchbay.delta import Manifest, read_delta
+from patchbay.delta import read_delta
 from patchbay.engine.engine import Engine
 from patchbay.errors import DeltaTooLarge, NotFound
 from patchbay.models.heads import check_head
-from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Upload
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
+from patchbay_server.records import summarise, to_json
 from patchbay_server.schemas import CurrentRequest
 
 router = APIRouter(prefix="/v1/deltas", tags=["deltas"])
@@ -66,7 +66,7 @@ def list_deltas(hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
 @router.get("/{delta}")
 def get_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One delta, `name` (its current version) or `name@version`, with all its versions."""
-    name, version = _split(delta)
+    name, version = split(delta)
     record = hub.catalog.get_delta(tenant, name, version)
     versions = [to_json(other) for other in hub.catalog.list_versions(tenant, name)]
     return to_json(record) | {"versions": versions}
@@ -75,7 +75,7 @@ def get_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
 @router.get("/{delta}/file")
 def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
     """The bytes that were uploaded."""
-    record = hub.catalog.get_delta(tenant, *_split(delta))
+    record = hub.catalog.get_delta(tenant, *split(delta))
     return FileResponse(
         hub.open_blob(record.digest),
         media_type="application/octet-stream",
@@ -93,23 +93,11 @@ def set_current(name: str, body: CurrentRequest, hub: HubDep, tenant: TenantDep)
 @router.delete("/{delta}")
 def delete_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Deletes a version, or all of them with the bare name. Requests under way and saved merges keep their digests."""
-    deleted = hub.catalog.delete_delta(tenant, *_split(delta))
+    deleted = hub.catalog.delete_delta(tenant, *split(delta))
     return {"deleted": [to_json(record) for record in deleted]}
 
 
-def to_json(record: DeltaRecord) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "version": record.version,
-        "current": record.current,
-        "digest": record.digest,
-        "size": record.size,
-        "created_at": record.created_at,
-        "summary": json.loads(record.summary),
-    }
-
-
-def _split(delta: str) -> tuple[str, int | None]:
+def split(delta: str) -> tuple[str, int | None]:
     name, at, version = delta.partition("@")
     if not at:
         return name, None
@@ -124,18 +112,4 @@ def _check(engine: Engine, upload: Upload) -> str:
     backbone = engine.backbone
     delta = read_delta(upload.path, backbone.specs, backbone.fingerprint)
     check_head(backbone, delta)
-    return json.dumps(_summary(delta.manifest, upload.size, backbone.num_parameters))
-
-
-def _summary(manifest: Manifest, num_bytes: int, num_parameters: int) -> dict[str, Any]:
-    return {
-        "method": manifest.compression.method,
-        "density": manifest.compression.density,
-        "bits_per_parameter": 8 * num_bytes / num_parameters,
-        "ratio": manifest.provenance.original_bytes / num_bytes,
-        "relative_error": manifest.statistics.relative_error,
-        "labels": manifest.labels,
-        "own_head": any(entry.kind == "added" for entry in manifest.tensors.values()),
-        "finetuned": manifest.provenance.finetuned,
-        "base": manifest.base.fingerprint,
-    }
+    return json.dumps(summarise(delta.manifest, upload.size, backbone.num_parameters))

@@ -1,0 +1,96 @@
+"""A job's files: which names they may have, and how blobs become a folder. Knows no formats."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from patchbay.errors import InputError, NotFound, UnsupportedFile
+from patchbay.store.base import Digest
+from patchbay.store.hub import Hub
+
+SUFFIXES = ("json", "safetensors", "txt", "model", "jinja", "npy")
+PICKLES = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
+CONFIGS = ("config.json", "adapter_config.json")
+"""Of a whole model, and of a PEFT adapter."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_NUMPY = b"\x93NUMPY"
+
+
+def is_model_file(name: str) -> bool:
+    stem, dot, suffix = name.rpartition(".")
+    return _NAME.fullmatch(name) is not None and bool(stem) and suffix in SUFFIXES
+
+
+def check_filename(name: str) -> str:
+    """Return `name` if it is a plain file's name with a suffix of SUFFIXES.
+
+    Raises UnsupportedFile for pickles, InputError for the rest.
+    """
+    suffix = name.rpartition(".")[2].lower()
+    if suffix in PICKLES:
+        raise UnsupportedFile(
+            f"{name[:80]!r} can carry code and is never opened: load it once where you trust it and save_pretrained it "
+            "as safetensors",
+            param="files",
+        )
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name[:80]!r} is not a plain file name: use letters, digits, '.', '_' and '-', and no folders",
+            param="files",
+        )
+    if not is_model_file(name):
+        raise InputError(f"{name[:80]!r} is none of a model's files: those end in {', '.join(SUFFIXES)}", param="files")
+    return name
+
+
+def check_model(names: Iterable[str]) -> None:
+    """Raises InputError unless the files can be a model or an adapter: a configuration, and weights in safetensors."""
+    known = set(map(check_filename, names))
+    if not known.intersection(CONFIGS):
+        raise InputError(f"the files lack {CONFIGS[0]}: name all files of the model's folder", param="files")
+    if not any(name.endswith(".safetensors") for name in known):
+        raise InputError("the files lack weights: name at least one .safetensors file", param="files")
+
+
+def check_blobs(hub: Hub, wanted: Mapping[str, Digest]) -> None:
+    """`wanted`: what it is for -> its blob. Raises NotFound that names the first one that is not there."""
+    for what, digest in wanted.items():
+        if not hub.blobs.exists(digest):
+            raise NotFound(f"{what} is not on the server: PUT /v1/blobs/{digest} first", param=what)
+
+
+def lay_out(hub: Hub, files: Mapping[str, Digest], folder: Path) -> Path:
+    """Makes `folder` with the blobs under these names: hard links where the file system has them, else copies."""
+    folder.mkdir()
+    for name, digest in files.items():
+        _link(hub.open_blob(digest), folder / check_filename(name))
+    return folder
+
+
+def lay_out_calibration(hub: Hub, digest: Digest, folder: Path) -> Path:
+    """The calibration inputs as `.npy`, `.safetensors` or `.txt`, by their first bytes: a blob has no name."""
+    blob = hub.open_blob(digest)
+    target = folder / f"calibration.{_suffix(blob)}"
+    _link(blob, target)
+    return target
+
+
+def _suffix(file: Path) -> str:
+    with file.open("rb") as opened:
+        head = opened.read(9)
+    if head.startswith(_NUMPY):
+        return "npy"
+    # safetensors: the header's length, then the header. As a length, eight letters are more than any file has bytes.
+    is_container = head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size
+    return "safetensors" if is_container else "txt"
+
+
+def _link(blob: Path, target: Path) -> None:
+    try:
+        os.link(blob, target)
+    except OSError:
+        shutil.copyfile(blob, target)

@@ -1,0 +1,134 @@
+"""What the kinds of jobs do. The library's functions are called here and nowhere else in this package."""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from patchbay.compress.compress import Report
+from patchbay.compress.compress import compress as library_compress
+from patchbay.compress.options import Options
+from patchbay.compress.search import Evaluation
+from patchbay.errors import InvalidRecipe, StoreFull
+from patchbay.store.hub import Hub
+from patchbay_server.jobs.base import Json
+from patchbay_server.jobs.files import lay_out, lay_out_calibration
+from patchbay_server.jobs.publish import Base, publish
+from patchbay_server.jobs.run import Run
+from patchbay_server.records import to_json
+from patchbay_server.schemas import CompressionRequest, TransferRequest
+
+COMPRESSION = "compression"
+TRANSFER = "transfer"
+# What of a request is not the library's business.
+_OURS = frozenset({"name", "files", "calibration", "activate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where a worker works: the store that results go to, the base, and the cap of a delta's size."""
+
+    hub: Hub
+    base: Base
+    max_bytes: int
+
+
+def make_options(request: CompressionRequest) -> Options:
+    """The library's options; what the request leaves out is the library's default. Raises InvalidRecipe."""
+    given = {name: value for name, value in request.model_dump(exclude=set(_OURS)).items() if value is not None}
+    if request.target_kl is not None and request.calibration is None:
+        raise InvalidRecipe("target_kl is measured on calibration inputs: name their blob", param="target_kl")
+    return Options(**given)
+
+
+def compression(bench: Bench, run: Run) -> Json:
+    """A fine-tune from blobs -> a delta in the store."""
+    request = CompressionRequest.model_validate(run.job.spec["request"])
+    bench.base.check(run.job.spec["fingerprint"])
+    with _folder(bench.hub) as folder:
+        # Named like the delta and not by chance: the file says what it was made of, and must be the same every time.
+        finetuned = lay_out(bench.hub, request.files, folder / request.name)
+        inputs = lay_out_calibration(bench.hub, request.calibration, folder) if request.calibration else None
+        out = folder / "delta.safetensors"
+        report = _compress(bench.base, finetuned, out, make_options(request), inputs, run)
+        run.check()
+        where: dict[str, Any] = {"tenant": run.job.tenant, "activate": request.activate, "max_bytes": bench.max_bytes}
+        record = publish(bench.hub, bench.base, out, request.name, **where)
+    # The file's own place is the worker's business, and gone.
+    shown = {name: value for name, value in report.to_dict().items() if name != "path"}
+    return {"delta": to_json(record), "report": _finite(shown)}
+
+
+@contextmanager
+def _folder(hub: Hub) -> Iterator[Path]:
+    """Where one job works; it leaves nothing behind. A full disk is the store's failure, not a bug."""
+    folder = hub.blobs.new_folder()
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFull(f"no space left at {folder}: free some or delete deltas, then try again") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compress(base: Base, finetuned: Path, out: Path, options: Options, inputs: Path | None, run: Run) -> Report:
+    """The one call of the library: a search goes on from the evaluations that earlier attempts have made."""
+    if inputs is not None:
+        run.expect(options.evaluations)
+    return library_compress(
+        base.checkpoint.folder,
+        finetuned,
+        out,
+        options,
+        calibration=inputs,
+        on_progress=run.on_progress,
+        history=_history(run),
+        on_evaluation=lambda evaluation: run.on_evaluation(evaluation.point, evaluation.score),
+    )
+
+
+def _history(run: Run) -> Sequence[Evaluation]:
+    return [Evaluation(tuple(entry["point"]), entry["score"]) for entry in run.history]
+
+
+class TransferFunction(Protocol):
+    """The library's sweep of lambda: base + lambda * delta, scored on the target task and on the retained ones."""
+
+    def __call__(
+        self,
+        base: Path,
+        delta_file: Path,
+        scales: Sequence[float],
+        *,
+        calibration: Path,
+        on_progress: Callable[[int, int, str], None],
+    ) -> Any: ...
+
+
+def transfer(bench: Bench, run: Run, *, function: TransferFunction) -> Json:
+    """A delta and scales -> the curve of target score against retained score, a dataclass of the library."""
+    request = TransferRequest.model_validate(run.job.spec["request"])
+    bench.base.check(run.job.spec["fingerprint"])
+    file = bench.hub.open_blob(run.job.spec["digest"])
+    with _folder(bench.hub) as folder:
+        calibration = lay_out_calibration(bench.hub, request.calibration, folder)
+        base = bench.base.checkpoint.folder
+        curve = function(base, file, request.scales, calibration=calibration, on_progress=run.on_progress)
+    return {"model": request.model, "curve": _finite(asdict(curve))}
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,100 @@
+"""What a handler is given: its job, what was found out before, and where to report. Knows no kind of job."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from patchbay_server.jobs.base import Job, JobQueue, Json, best_score, lease_of
+
+REPORT_S = 0.5
+"""Between two progress events, so that a long job's history stays short."""
+
+
+class Stopped(Exception):
+    """The worker is told to end: the job goes back into the queue."""
+
+
+class Cancelled(Exception):
+    """Somebody cancelled the job."""
+
+
+class Run:
+    """One attempt at one job. Handlers let Stopped, Cancelled and LeaseLost pass, from whichever call they come."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        job: Job,
+        lease_s: float,
+        is_stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.job = job
+        self.lease = lease_of(job)
+        self._queue, self._lease_s, self._is_stopping, self._clock = queue, lease_s, is_stopping, clock
+        self._evaluations = queue.evaluations(job.id)
+        self._progress: dict[str, Any] = {"stage": "start", "done": 0, "total": 0, "eta_seconds": None}
+        self._stage_began = self._reported = clock()
+        self._budget: int | None = None
+        self._is_new = True
+
+    @property
+    def history(self) -> Sequence[Json]:
+        """The evaluations so far, this attempt's and those before it, as they were given to `on_evaluation`."""
+        return tuple(self._evaluations)
+
+    def expect(self, evaluations: int) -> None:
+        """How many evaluations there will be at most."""
+        self._budget = evaluations
+
+    def on_progress(self, done: int, total: int, stage: str) -> None:
+        """May be called as often as one likes. `done` 0 starts a stage, and its clock."""
+        now = self._clock()
+        if done == 0:
+            self._stage_began = now
+        eta = (now - self._stage_began) * (total - done) / done if done else None
+        self._progress = {"stage": stage, "done": done, "total": total, "eta_seconds": eta}
+        self._is_new = True
+        self._tick()
+
+    def on_evaluation(self, point: Sequence[float], score: float) -> None:
+        """Recorded before the search goes on: what is lost with the worker is at most the next evaluation."""
+        evaluation = {"point": list(point), "score": score}
+        self._queue.add_evaluation(self.lease, len(self._evaluations), evaluation)
+        self._evaluations.append(evaluation)
+        self._is_new = True
+        self.check()
+        self._tick()
+
+    def check(self) -> None:
+        """Raises Stopped, Cancelled or LeaseLost where the job is not to go on: ask before what cannot be undone."""
+        if self._is_stopping():
+            raise Stopped
+        if self._queue.extend(self.lease, self._lease_s):
+            raise Cancelled
+
+    def flush(self) -> None:
+        """Reports what was held back."""
+        if self._is_new:
+            self._queue.report(self.lease, self._shown())
+            self._is_new = False
+
+    def _tick(self) -> None:
+        now = self._clock()
+        if now - self._reported >= REPORT_S:
+            self._reported = now
+            self.check()
+            self.flush()
+
+    def _shown(self) -> Json:
+        best = best_score(self._evaluations)
+        assert best is None or math.isfinite(best)
+        return {
+            "evaluation": len(self._evaluations),
+            "evaluations": self._budget,
+            "best_score": best,
+            **self._progress,
+        }

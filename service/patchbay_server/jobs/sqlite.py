@@ -1,0 +1,266 @@
+"""The queue in one SQLite file: the default, for the processes of one host.
+
+Every change of a worker is one UPDATE that also asks for its owner and generation: a worker whose lease went to another
+changes no row, and is told so.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from patchbay_server.jobs.base import (
+    MAX_LOSSES,
+    Clock,
+    Event,
+    Job,
+    Json,
+    Key,
+    Lease,
+    LeaseLost,
+    State,
+    WorkerLost,
+    no_job,
+    used_before,
+)
+from patchbay_server.jobs.database import Database
+
+_OPEN = "state = 'queued' OR (state = 'running' AND lease_until <= ?)"
+_MINE = "id = ? AND state = 'running' AND owner = ? AND generation = ?"
+
+
+class SqliteQueue:
+    """A `JobQueue` in the file `path`, which is made with its folder if it does not exist."""
+
+    def __init__(self, path: Path, clock: Clock = time.time) -> None:
+        self._database = Database(path)
+        self._clock = clock
+
+    def submit(self, tenant: str, kind: str, spec: Json, key: Key | None = None) -> tuple[Job, bool]:
+        with self._database.transaction() as db:
+            same = _find_key(db, tenant, key) if key else None
+            if same is not None:
+                return same, False
+            job, now = uuid.uuid4().hex, self._clock()
+            text, body_hash = (key.text, key.body_hash) if key else (None, None)
+            db.execute(
+                """INSERT INTO jobs (id, tenant, kind, spec, state, key, body_hash, created_at, updated_at)
+                   VALUES (?,?,?,?,?,?,?,?,?)""",
+                (job, tenant, kind, json.dumps(spec), State.QUEUED, text, body_hash, now, now),
+            )
+            self._tell_state(db, job)
+            return _get(db, job), True
+
+    def find_key(self, tenant: str, key: Key) -> Job | None:
+        with self._database.transaction(write=False) as db:
+            return _find_key(db, tenant, key)
+
+    def get(self, tenant: str, job: str) -> Job:
+        with self._database.transaction(write=False) as db:
+            return _owned(db, tenant, job)
+
+    def list_jobs(self, tenant: str, limit: int) -> list[Job]:
+        with self._database.transaction(write=False) as db:
+            return _jobs(db, "tenant = ? ORDER BY number DESC LIMIT ?", tenant, limit)
+
+    def cancel(self, tenant: str, job: str) -> Job:
+        with self._database.transaction() as db:
+            found, now = _owned(db, tenant, job), self._clock()
+            if found.state is State.QUEUED or (found.state is State.RUNNING and _has_expired(found, now)):
+                self._end(db, job, State.CANCELLED)
+            elif found.state is State.RUNNING and not found.cancelling:
+                db.execute("UPDATE jobs SET cancelling = 1, updated_at = ? WHERE id = ?", (now, job))
+                self._tell_state(db, job)
+            return _get(db, job)
+
+    def events(self, job: str, after: int, limit: int = 1000) -> list[Event]:
+        query = "SELECT number, kind, data FROM events WHERE job = ? AND number > ? ORDER BY number LIMIT ?"
+        with self._database.transaction(write=False) as db:
+            rows = db.execute(query, (job, after, limit))
+            return [Event(number, kind, json.loads(data)) for number, kind, data in rows]
+
+    def count_states(self) -> dict[State, int]:
+        with self._database.transaction(write=False) as db:
+            found = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        return {state: found.get(state, 0) for state in State}
+
+    def claim(self, owner: str, seconds: float) -> Job | None:
+        if not self._has_open():
+            return None  # looked for without the write lock: idle workers must not keep anybody waiting
+        with self._database.transaction() as db:
+            while found := _jobs(db, f"{_OPEN} ORDER BY number LIMIT 1", self._clock()):
+                job = found[0]
+                lost = job.losses + (job.state is State.RUNNING)
+                if job.cancelling:
+                    self._end(db, job.id, State.CANCELLED)
+                elif lost >= MAX_LOSSES:
+                    self._end(db, job.id, State.FAILED, error=_poisoned(job.attempt, lost))
+                else:
+                    return self._take(db, job, owner, lost, seconds)
+        return None
+
+    def extend(self, lease: Lease, seconds: float) -> bool:
+        with self._database.transaction() as db:
+            self._write(db, lease, "lease_until = ?", self._clock() + seconds)
+            return _get(db, lease.job).cancelling
+
+    def report(self, lease: Lease, progress: Json) -> None:
+        with self._database.transaction() as db:
+            self._write(db, lease, "progress = ?", json.dumps(progress))
+            self._tell(db, lease.job, "progress", progress)
+
+    def add_evaluation(self, lease: Lease, number: int, evaluation: Json) -> None:
+        with self._database.transaction() as db:
+            # The loss of a worker counts against the job only while it gets nowhere.
+            self._write(db, lease, "losses = 0")
+            known = db.execute("SELECT count(*) FROM evaluations WHERE job = ?", (lease.job,)).fetchone()[0]
+            assert number == known, f"evaluation {number} of {lease.job} follows {known}"
+            db.execute("INSERT INTO evaluations VALUES (?,?,?)", (lease.job, number, json.dumps(evaluation)))
+
+    def evaluations(self, job: str) -> list[Json]:
+        query = "SELECT evaluation FROM evaluations WHERE job = ? ORDER BY number"
+        with self._database.transaction(write=False) as db:
+            return [json.loads(row[0]) for row in db.execute(query, (job,))]
+
+    def finish(self, lease: Lease, state: State, *, result: Json | None = None, error: Json | None = None) -> None:
+        assert state.is_final, f"{state} is no end"
+        with self._database.transaction() as db:
+            self._write(db, lease, "losses = 0")
+            self._end(db, lease.job, state, result=result, error=error)
+
+    def release(self, lease: Lease) -> None:
+        with self._database.transaction() as db:
+            self._requeue(db, lease)
+
+    def expire(self, owner: str) -> None:
+        with self._database.transaction() as db:
+            db.execute("UPDATE jobs SET lease_until = 0 WHERE state = 'running' AND owner = ?", (owner,))
+
+    def release_owner(self, owner: str) -> None:
+        with self._database.transaction() as db:
+            for job in _jobs(db, "state = 'running' AND owner = ?", owner):
+                self._requeue(db, Lease(job.id, owner, job.generation))
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _has_open(self) -> bool:
+        with self._database.transaction(write=False) as db:
+            return db.execute(f"SELECT 1 FROM jobs WHERE {_OPEN} LIMIT 1", (self._clock(),)).fetchone() is not None
+
+    def _take(self, db: sqlite3.Connection, job: Job, owner: str, lost: int, seconds: float) -> Job:
+        now = self._clock()
+        db.execute(
+            """UPDATE jobs SET state = 'running', owner = ?, lease_until = ?, losses = ?, attempt = attempt + 1,
+               generation = generation + 1, updated_at = ? WHERE id = ?""",
+            (owner, now + seconds, lost, now, job.id),
+        )
+        self._tell_state(db, job.id)
+        return _get(db, job.id)
+
+    def _write(self, db: sqlite3.Connection, lease: Lease, assignment: str, *values: str | float) -> None:
+        """The one way in which a worker changes its job's row."""
+        query = f"UPDATE jobs SET {assignment}, updated_at = ? WHERE {_MINE}"
+        done = db.execute(query, (*values, self._clock(), lease.job, lease.owner, lease.generation))
+        if done.rowcount != 1:
+            raise LeaseLost(f"job {lease.job} is no longer run by {lease.owner} (generation {lease.generation})")
+
+    def _requeue(self, db: sqlite3.Connection, lease: Lease) -> None:
+        self._write(db, lease, "state = 'queued'")
+        if _get(db, lease.job).cancelling:
+            self._end(db, lease.job, State.CANCELLED)
+            return
+        db.execute("UPDATE jobs SET owner = NULL, lease_until = NULL WHERE id = ?", (lease.job,))
+        self._tell_state(db, lease.job)
+
+    def _end(
+        self, db: sqlite3.Connection, job: str, state: State, *, result: Json | None = None, error: Json | None = None
+    ) -> None:
+        # A new generation, so that a worker which does not know yet is refused by its lease, too.
+        db.execute(
+            """UPDATE jobs SET state = ?, result = ?, error = ?, owner = NULL, lease_until = NULL, cancelling = 0,
+               generation = generation + 1, updated_at = ? WHERE id = ?""",
+            (state, _dump(result), _dump(error), self._clock(), job),
+        )
+        self._tell_state(db, job)
+
+    def _tell_state(self, db: sqlite3.Connection, job: str) -> None:
+        now = _get(db, job)
+        data: dict[str, Any] = {"state": now.state, "attempt": now.attempt, "cancelling": now.cancelling}
+        self._tell(db, job, "state", data | {"result": now.result, "error": now.error})
+
+    def _tell(self, db: sqlite3.Connection, job: str, kind: str, data: Json) -> None:
+        db.execute(
+            """INSERT INTO events SELECT ?, coalesce(max(number), 0) + 1, ?, ?, ? FROM events WHERE job = ?""",
+            (job, kind, json.dumps(data), self._clock(), job),
+        )
+
+
+def _jobs(db: sqlite3.Connection, condition: str, *values: str | float) -> list[Job]:
+    return [_to_job(row) for row in db.execute(f"SELECT * FROM jobs WHERE {condition}", values)]
+
+
+def _get(db: sqlite3.Connection, job: str) -> Job:
+    return _jobs(db, "id = ?", job)[0]
+
+
+def _owned(db: sqlite3.Connection, tenant: str, job: str) -> Job:
+    # Text that is no id may not even be encodable, so it never reaches the database.
+    found = _jobs(db, "id = ? AND tenant = ?", job, tenant) if job.isascii() else []
+    if not found:
+        raise no_job(job)
+    return found[0]
+
+
+def _find_key(db: sqlite3.Connection, tenant: str, key: Key) -> Job | None:
+    row = db.execute("SELECT * FROM jobs WHERE tenant = ? AND key = ?", (tenant, key.text)).fetchone()
+    if row is None:
+        return None
+    if row["body_hash"] != key.body_hash:
+        raise used_before(key)
+    return _to_job(row)
+
+
+def _to_job(row: sqlite3.Row) -> Job:
+    return Job(
+        id=row["id"],
+        tenant=row["tenant"],
+        kind=row["kind"],
+        spec=json.loads(row["spec"]),
+        state=State(row["state"]),
+        attempt=row["attempt"],
+        losses=row["losses"],
+        generation=row["generation"],
+        owner=row["owner"],
+        lease_until=row["lease_until"],
+        cancelling=bool(row["cancelling"]),
+        progress=_load(row["progress"]),
+        result=_load(row["result"]),
+        error=_load(row["error"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _has_expired(job: Job, now: float) -> bool:
+    return job.lease_until is not None and job.lease_until <= now
+
+
+def _poisoned(attempts: int, lost: int) -> Json:
+    error = WorkerLost(
+        f"{lost} workers in a row ended while they ran this job, the last in attempt {attempts}: killed, out of memory "
+        "or crashed; the server's log may say more"
+    )
+    return {"message": error.message, "type": "server_error", "param": None, "code": error.code}
+
+
+def _dump(value: Json | None) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _load(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

@@ -1,0 +1,77 @@
+"""Large parts on their way in: bytes under the name of their own hash. Jobs name them; nothing gives them out again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Path, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from patchbay.errors import NotFound
+from patchbay.store.hub import Hub, Upload
+from patchbay_server.deps import HubDep, MetricsDep, SettingsDep
+from patchbay_server.errors import DigestMismatch
+
+router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
+DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
+# Written and hashed in pieces of this size and in a thread: a checkpoint must not stop the event loop.
+PIECE = 1 << 20
+_writes = anyio.CapacityLimiter(4)
+
+
+@router.put("/{digest}", status_code=201, responses={200: {"description": "The server has these bytes already."}})
+async def put_blob(
+    digest: DigestPath, request: Request, response: Response, hub: HubDep, metrics: MetricsDep, settings: SettingsDep
+) -> dict[str, Any]:
+    """The raw bytes as body. Their sha256 is taken while they come; other bytes than promised are not kept."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal():
+        _check_size(int(declared), settings.max_blob_bytes)
+    with hub.begin_upload(settings.max_blob_bytes) as upload:
+        try:
+            await _receive(request, upload, settings.max_blob_bytes)
+        except ClientDisconnect:
+            return {}  # nobody is left to answer; leaving the context removes the partial file
+        created = await anyio.to_thread.run_sync(_keep, hub, upload, digest, limiter=_writes)
+    metrics.blob_bytes.inc(upload.size if created else 0)
+    response.status_code = 201 if created else 200
+    return {"digest": digest, "size": upload.size}
+
+
+@router.head("/{digest}")
+def head_blob(digest: DigestPath, hub: HubDep) -> Response:
+    """200 where the server has the blob, 404 where it has not."""
+    size = hub.open_blob(digest).stat().st_size
+    return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
+
+
+async def _receive(request: Request, upload: Upload, max_bytes: int) -> None:
+    piece = bytearray()
+    async for chunk in request.stream():
+        piece += chunk
+        _check_size(upload.size + len(piece), max_bytes)
+        if len(piece) >= PIECE:
+            await anyio.to_thread.run_sync(upload.write, bytes(piece), limiter=_writes)
+            piece.clear()
+    await anyio.to_thread.run_sync(upload.write, bytes(piece), limiter=_writes)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise HTTPException(413, f"the blob is over {max_bytes} bytes: split it, or raise PATCHBAY_MAX_BLOB_BYTES")
+
+
+def _keep(hub: Hub, upload: Upload, digest: str) -> bool:
+    """False where the store had it already."""
+    found = upload.finish()
+    if found != digest:
+        raise DigestMismatch(f"the bytes are {found}, not {digest}: nothing was kept, send them again", param="digest")
+    try:
+        hub.open_blob(digest)
+    except NotFound:
+        hub.blobs.put(upload.path, digest)
+        return True
+    return False

@@ -1,0 +1,110 @@
+"""Jobs: looked at, followed and cancelled. What makes them has routes of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from patchbay_server.deps import QueueDep, TenantDep
+from patchbay_server.jobs.base import Event, Job, JobQueue, Key
+from patchbay_server.schemas import Body
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+LOOK_S = 0.2
+MAX_KEY = 255
+KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=MAX_KEY)]
+# Streams look again and again: in the common pool they would keep requests waiting.
+_looks = anyio.CapacityLimiter(4)
+
+
+def find_job(job: str, queue: QueueDep, tenant: TenantDep) -> Job:
+    return queue.get(tenant, job)
+
+
+JobDep = Annotated[Job, Depends(find_job)]
+
+
+@router.get("")
+def list_jobs(queue: QueueDep, tenant: TenantDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+    """The newest first."""
+    return {"data": [to_json(job) for job in queue.list_jobs(tenant, limit)]}
+
+
+@router.get("/{job}")
+def get_job(job: JobDep) -> dict[str, Any]:
+    """One job: its state and progress, and in the end its result or error."""
+    return to_json(job)
+
+
+@router.delete("/{job}")
+def cancel_job(job: str, queue: QueueDep, tenant: TenantDep) -> dict[str, Any]:
+    """Cancels: a queued job at once, a running one when it next reports. A job that has ended stays as it is."""
+    return to_json(queue.cancel(tenant, job))
+
+
+@router.get("/{job}/events", response_class=EventSourceResponse)
+async def follow_job(
+    job: JobDep,
+    queue: QueueDep,
+    request: Request,
+    last_event_id: Annotated[int, Header(ge=0, le=1 << 53)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events from after `Last-Event-ID` on, until the job has ended."""
+    seen, ended = last_event_id, False
+    while not ended and not request.app.state.stopping.is_set():
+        ended, events = await anyio.to_thread.run_sync(_look, queue, job, seen, limiter=_looks)
+        for event in events:
+            yield ServerSentEvent(id=str(event.number), event=event.kind, data=event.data)
+            seen = event.number
+        if not ended:
+            await anyio.sleep(LOOK_S)
+
+
+def _look(queue: JobQueue, job: Job, seen: int) -> tuple[bool, list[Event]]:
+    """Whether these are the last. The state is read first: an event after it is seen, now or at the next look."""
+    is_final = queue.get(job.tenant, job.id).state.is_final
+    events = queue.events(job.id, seen)
+    return is_final and not queue.events(job.id, events[-1].number if events else seen, limit=1), events
+
+
+def submit(
+    queue: JobQueue, tenant: str, kind: str, spec: Mapping[str, Any], key: Key | None, response: Response
+) -> dict[str, Any]:
+    """Queues a job and answers 202 with its place; 200 for a job that this key has made before."""
+    job, created = queue.submit(tenant, kind, spec, key)
+    return accepted(job, response, created=created)
+
+
+def accepted(job: Job, response: Response, *, created: bool) -> dict[str, Any]:
+    response.status_code = 202 if created else 200
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return to_json(job)
+
+
+def make_key(text: str | None, kind: str, body: Body) -> Key | None:
+    """Bodies are compared by meaning: as they were understood, not by blanks and order of fields."""
+    if text is None:
+        return None
+    return Key(text, hashlib.sha256(f"{kind} {body.model_dump_json()}".encode()).hexdigest())
+
+
+def to_json(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "cancelling": job.cancelling,
+        "attempt": job.attempt,
+        "request": job.spec["request"],
+        "progress": job.progress,
+        "result": job.result,
+        "error": job.error,
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+    }
