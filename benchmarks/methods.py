@@ -1,0 +1,47 @@
+"""The compression methods that are compared, as a table: a new method is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.families.base import Case
+from patchbay.compress.compress import Report, compress
+from patchbay.compress.options import Options
+from patchbay.errors import InvalidRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """`options(size, seed)`: what the library is asked for. A method that draws is measured with several seeds."""
+
+    options: Callable[[int, int], Options]
+    is_random: bool = False
+
+
+METHODS: Mapping[str, Method] = {
+    "magnitude": Method(lambda size, seed: Options("magnitude", target_size=size)),
+    "magnitude-scaled": Method(lambda size, seed: Options("scaled_magnitude", target_size=size)),
+    "dare": Method(lambda size, seed: Options("random", target_size=size, seed=seed), is_random=True),
+    "bitdelta": Method(lambda size, seed: Options("bitdelta", target_size=size)),
+    "low-rank": Method(lambda size, seed: Options("low_rank", target_size=size)),
+    "nps-topk": Method(lambda size, seed: Options("nps", target_size=size, support="topk")),
+    "nps-sampled": Method(
+        lambda size, seed: Options("nps", target_size=size, support="sampled", seed=seed), is_random=True
+    ),
+}
+
+
+class CannotReach(Exception):
+    """The smallest file that the method gives is larger than asked for."""
+
+
+def compress_to(target: int, method: Method, case: Case, out: Path, seed: int) -> Report:
+    """Writes a file of at most `target` bytes, the largest that the method gives. Raises CannotReach."""
+    try:
+        return compress(case.base, case.finetuned, out, method.options(target, seed), calibration=case.calibration)
+    except InvalidRecipe as error:
+        if error.param != "target_size":
+            raise
+        raise CannotReach(error.message) from error

@@ -1,0 +1,142 @@
+"""The command from two made-up text tasks to the report, on a pico encoder; then the same again after interruptions."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.families import text, text_cases
+from benchmarks.methods import METHODS
+from benchmarks.quality_compression import Scale, main
+from tests import pico
+
+from benchmarks import quality_compression
+
+SMALL = Scale("quick", (0.01, 12.0), 2, 40, 2, 1.0, 1, 1)
+TINY_BITS, LARGE_BITS = SMALL.bits
+HELD_OUT = 16
+Line = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The command's arguments and the cache that a first run left."""
+    folder = tmp_path_factory.mktemp("bench")
+    _write_task(folder / "tasks" / "mood")
+    backbone = pico.bert_encoder(folder / "backbone")
+    cache = folder / "cache"
+    arguments = ["--tasks", str(folder / "tasks"), "--backbone", str(backbone), "--families", "text"]
+    arguments += ["--cache", str(cache), "--workers", "1", "--quick"]
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink(patch)
+        main(arguments)
+    return arguments, cache
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    _shrink(monkeypatch)
+
+
+def _shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(quality_compression, "QUICK", SMALL)
+    patch.setattr(text, "HELD_OUT", HELD_OUT)
+    patch.setattr(text_cases, "RECIPE", text.Training(epochs=1, learning_rate=3e-3))
+
+
+def _write_task(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    for name, count in (("train", 600), ("test", 60)):
+        rows = [(rng.choice(["bad", "good"]), rng.choices(pico.WORDS, k=5)) for _ in range(count)]
+        lines = [f"{label}\tthe {label} film {' '.join(words)}\n" for label, words in rows]
+        (folder / f"{name}.tsv").write_text("".join(lines), "utf-8")
+
+
+def _lines(cache: Path, kind: str) -> list[Line]:
+    texts = (cache / "compression-quick.jsonl").read_text("utf-8").splitlines()
+    return [line for line in map(json.loads, texts) if line["kind"] == kind]
+
+
+def test_every_method_is_tried_at_every_size_with_its_seeds(finished: tuple[list[str], Path]) -> None:
+    cells = _lines(finished[1], "cell")
+    tried = {(line["method"], line["bits"], line["seed"]) for line in cells}
+    seeds = {name: range(2 if method.is_random else 1) for name, method in METHODS.items()}
+    assert tried == {(name, bits, seed) for name in METHODS for bits in SMALL.bits for seed in seeds[name]}
+    assert len(cells) == len(tried)
+    assert {line["rows"] for line in cells} == {40}
+
+
+def test_no_file_is_larger_than_asked_and_the_head_is_apart(finished: tuple[list[str], Path]) -> None:
+    (reference,) = _lines(finished[1], "reference")
+    assert reference["head_bytes"] == pytest.approx((pico.HIDDEN + 1) * 2 * 4, rel=0.1)  # compressed floats
+    assert 0 <= reference["probe"] <= 1
+    for line in _lines(finished[1], "cell"):
+        if line["bits"] == TINY_BITS:
+            assert "bytes" in line["unreachable"]
+        else:
+            body = 8 * (line["bytes"] - reference["head_bytes"])
+            assert line["bits_per_parameter"] == pytest.approx(body / reference["parameters"])
+            assert line["bits_per_matrix_entry"] == pytest.approx(body / reference["matrices"])
+            assert line["bits_per_parameter"] <= LARGE_BITS
+
+
+def test_whole_differences_keep_the_fine_tune(finished: tuple[list[str], Path]) -> None:
+    whole = [line for line in _lines(finished[1], "cell") if line["method"] == "magnitude" and "kl" in line]
+    (reference,) = _lines(finished[1], "reference")
+    assert [line["agreement"] for line in whole] == [1.0]
+    assert whole[0]["kl"] < 1e-3 < reference["base_kl"]
+
+
+def test_a_second_run_measures_and_trains_nothing(finished: tuple[list[str], Path]) -> None:
+    arguments, cache = finished
+    before = {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.suffix in (".jsonl", ".safetensors")}
+    assert len(before) == 2
+    main(arguments)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    finished: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, cache = finished
+    file = cache / "compression-quick.jsonl"
+    whole = file.read_text("utf-8").splitlines(keepends=True)
+    kept = whole[:-3]
+    file.write_text("".join(kept) + whole[-3][:40], "utf-8")  # three lines lost, one of them half written
+    main(arguments)
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    assert lines[: len(kept)] == kept
+    machine, *again = [json.loads(line) for line in lines[len(kept) :]]
+    assert machine["kind"] == "machine"
+    assert [_timeless(line) for line in again] == [_timeless(json.loads(line)) for line in whole[-3:]]
+    assert "mood" in capsys.readouterr().out
+
+
+def test_lost_outputs_are_taken_again_but_no_result(finished: tuple[list[str], Path]) -> None:
+    arguments, cache = finished
+    (outputs,) = (cache / "outputs").glob("*.npy")
+    before, cells = outputs.read_bytes(), len(_lines(cache, "cell"))
+    outputs.unlink()
+    main(arguments)
+    assert outputs.read_bytes() == before
+    assert len(_lines(cache, "cell")) == cells
+
+
+def test_the_report_is_written(finished: tuple[list[str], Path]) -> None:
+    cache = finished[1]
+    assert "| text | mood | 40 |" in (cache / "compression-quick.md").read_text("utf-8")
+    assert (cache / "compression-quick.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tasks_without_a_backbone_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--tasks", "somewhere"])
+    assert "needs both --tasks and --backbone" in capsys.readouterr().err
+
+
+def _timeless(line: Line) -> Line:
+    return {key: value for key, value in line.items() if key != "compress_seconds"}
