@@ -81,7 +81,7 @@ def test_mean_over_seeds_is_the_reweighted_vector(weights: tuple[float, ...], co
     """Unbiased: an entry that is kept with probability p is kept as u / p. An entry alone may be off by a fiftieth of
     its kept size, because the walk's offset is never within .01 of an integer; entries of similar size together not.
     """
-    seeds, keep, u = 600, 90, reweighted(MATRICES, weights, columns)
+    seeds, keep, u = 400, 90, reweighted(MATRICES, weights, columns)
     candidates = sampled(MATRICES, len(weights), columns)
     mean = sum(flat(dict(candidates.parts(weights, keep, seed))) for seed in range(seeds)) / seeds
     scale = torch.cat([(columns or {}).get(n, torch.ones(1)).expand(t.shape).flatten() for n, t in MATRICES.items()])
@@ -89,7 +89,7 @@ def test_mean_over_seeds_is_the_reweighted_vector(weights: tuple[float, ...], co
     deviation = size * (u.abs() / size * (1 - u.abs() / size) / seeds).sqrt()
     assert bool(((mean - u).abs() <= 5 * deviation + 0.021 * size).all())
     for similar in torch.argsort(u.abs(), descending=True)[: int(torch.count_nonzero(u))].tensor_split(4):
-        assert float((mean * u.sign())[similar].sum()) == pytest.approx(float(u[similar].abs().sum()), rel=0.05)
+        assert float((mean * u.sign())[similar].sum()) == pytest.approx(float(u[similar].abs().sum()), rel=0.1)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 0.5, 3.0)])

@@ -30,7 +30,7 @@ METHODS: list[dict[str, Any]] = [
 ]
 LOW_RANK = {"method": "low_rank"}  # a second a file
 FEW = settings(
-    max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=1, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -72,7 +72,7 @@ def check_size(fit: Callable[..., Report], options: dict[str, Any], share: float
     assert report.num_bytes >= 0.97 * target - 100
 
 
-@pytest.mark.parametrize("options", [*METHODS, LOW_RANK, {"method": "bitdelta"}])
+@pytest.mark.parametrize("options", [*METHODS, {"method": "bitdelta"}])
 def test_sizes_beyond_everything_keep_everything(fit: Callable[..., Report], options: dict[str, Any]) -> None:
     report = fit(**options, target_size=10**6)
     assert report.num_bytes <= 10**6
@@ -80,7 +80,7 @@ def test_sizes_beyond_everything_keep_everything(fit: Callable[..., Report], opt
         assert report.density == 1.0
 
 
-@pytest.mark.parametrize("options", [*METHODS, LOW_RANK, {"method": "bitdelta"}])
+@pytest.mark.parametrize("options", [*METHODS, {"method": "bitdelta"}])
 def test_sizes_below_nothing_are_refused_with_the_number(fit: Callable[..., Report], options: dict[str, Any]) -> None:
     least = fit(**options, density=0.0).num_bytes
     with pytest.raises(InvalidRecipe, match=f"{least - 1} bytes are too few.* takes {least} bytes already") as caught:
