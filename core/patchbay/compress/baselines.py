@@ -77,8 +77,8 @@ class ScaledMagnitude(Magnitude):
 
 
 @dataclass
-class Random:
-    """DARE with positions drawn from a seed, which a file stores instead of them."""
+class _Untuned:
+    """A method that finds nothing out on calibration inputs."""
 
     problem: Problem
     options: Options
@@ -86,6 +86,15 @@ class Random:
 
     def tune(self, density: float) -> None:
         """Nothing to tune."""
+
+    @property
+    def params(self) -> Params:
+        return {}
+
+
+@dataclass
+class Random(_Untuned):
+    """DARE with positions drawn from a seed, which a file stores instead of them."""
 
     def pruner(self, density: float) -> Pruner:
         vector, options = self.problem.vector, self.options
@@ -93,40 +102,20 @@ class Random:
         values = "int4" if options.values == "auto" else options.values
         return lambda name, tau: SparsePart(keep(name, tau), values, seed=keep.seed_of(name))
 
-    @property
-    def params(self) -> Params:
-        return {}
-
 
 @dataclass
-class BitDelta:
+class BitDelta(_Untuned):
     """Every entry's sign and one scale a row, its mean magnitude: the constant with the least squared error."""
 
-    problem: Problem
-    options: Options
     distils: Distils = "scales"
-
-    def tune(self, density: float) -> None:
-        """Nothing to tune."""
 
     def pruner(self, density: float) -> Pruner:
         return lambda name, tau: DensePart(_signs(tau), "sign_row")
 
-    @property
-    def params(self) -> Params:
-        return {}
-
 
 @dataclass
-class LowRank:
+class LowRank(_Untuned):
     """Singular vectors of each matrix. The density is read as bits: density 1 is 4 bits an entry."""
-
-    problem: Problem
-    options: Options
-    distils: Distils = "nothing"
-
-    def tune(self, density: float) -> None:
-        """Nothing to tune."""
 
     def pruner(self, density: float) -> Pruner:
         def prune(name: str, tau: torch.Tensor) -> Part:

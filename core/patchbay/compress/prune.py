@@ -58,8 +58,8 @@ class KeepLargest:
 class KeepRandom:
     """DARE (Yu et al., 2024): `keep` entries drawn without replacement, values divided by the density.
 
-    Each matrix gets its share of them, rounded at random so that all entries have the same chance, and draws one entry
-    of every stretch of 1/density: positions that a reader can draw again from `seed_of(name)`.
+    Each matrix gets its share of them, rounded at random, and draws one entry of every stretch of 1/density, rounded to
+    whole entries: positions that a reader can draw again from `seed_of(name)`.
     """
 
     def __init__(self, sizes: Mapping[str, int], keep: int, *, seed: int, rescale: bool = True) -> None:
