@@ -18,6 +18,7 @@ from patchbay.errors import InvalidRecipe
 
 CLOSE = 0.985  # of the size asked for: near enough to stop
 STILL_CLOSE = 0.96
+SHARES = (1.0, 0.98, 0.95, 0.9)  # of the density that fits without distillation
 TRIES = 14
 KL_STEPS = 8
 SMALLEST_DENSITY = 1e-4
@@ -50,12 +51,13 @@ def fit_size(
         method.tune(density)
         if not STILL_CLOSE * target <= size_of(density) <= target:
             density = _fitting(size_of, numel, fixed, target)
-        while True:
+        for share in SHARES:
             # Tuned norms may compress a little worse than the fine-tune's own.
-            file = writer.write(method, density, attempt, distilled(density))
-            if file.num_bytes <= target or density == 0:
+            file = writer.write(method, share * density, attempt, distilled(share * density))
+            if file.num_bytes <= target:
                 break
-            density *= 0.99 if density > SMALLEST_DENSITY else 0.0
+        else:
+            file = writer.write(method, density, attempt)
         if file.num_bytes > target:
             raise _too_few(target, file.num_bytes)
         attempt.replace(out)
