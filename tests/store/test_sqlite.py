@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from patchbay.errors import NotFound, StoreFull, StoreUnavailable
-from patchbay.store import SqliteCatalog, sqlite
+from patchbay.store import SqliteCatalog, database
 
 T = "default"
 
@@ -62,7 +62,7 @@ def test_a_damaged_catalog_is_named_as_such(tmp_path: Path) -> None:
 
 
 def test_a_locked_catalog_gives_up_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     path = tmp_path / "catalog.db"
     with closing(SqliteCatalog(path)) as catalog, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

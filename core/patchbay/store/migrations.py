@@ -6,10 +6,8 @@ A released step never changes; a change of the schema is a new function at the e
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Callable
 
-from patchbay.errors import StoreUnavailable
+from patchbay.store.database import Migration, Schema
 
 
 def m0001_deltas(db: sqlite3.Connection) -> None:
@@ -36,31 +34,15 @@ def m0002_merges(db: sqlite3.Connection) -> None:
     )
 
 
-Migration = Callable[[sqlite3.Connection], None]
 MIGRATIONS: tuple[Migration, ...] = (m0001_deltas, m0002_merges)
-
-
-def migrate(db: sqlite3.Connection) -> None:
-    """Apply the steps that are missing. The caller holds a write transaction: all of them are applied, or none.
-
-    Raises StoreUnavailable if a newer Patchbay has written here, or something that is not Patchbay.
-    """
-    applied = _applied(db)
-    unknown = sorted(applied - {step.__name__ for step in MIGRATIONS})
-    if unknown:
-        raise StoreUnavailable(
-            f"the catalog was written by a newer Patchbay (schema step {unknown[0]}): upgrade Patchbay to open it"
-        )
-    for step in MIGRATIONS:
-        if step.__name__ not in applied:
-            step(db)
-            db.execute("INSERT INTO migrations (name, applied_at) VALUES (?, ?)", (step.__name__, time.time()))
-
-
-def _applied(db: sqlite3.Connection) -> set[str]:
-    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables:
-        db.execute("CREATE TABLE migrations (name TEXT PRIMARY KEY, applied_at REAL NOT NULL)")
-    elif "migrations" not in tables:
-        raise StoreUnavailable("this SQLite database belongs to another program: give the catalog a file of its own")
-    return {row[0] for row in db.execute("SELECT name FROM migrations")}
+SCHEMA = Schema(
+    table="migrations",
+    steps=MIGRATIONS,
+    subject="the catalog {path}",
+    foreign="this SQLite database belongs to another program: give the catalog a file of its own",
+    reasons={
+        sqlite3.SQLITE_NOTADB: "{path} is not a SQLite database: name another file, or move this one away",
+        sqlite3.SQLITE_CORRUPT: "the catalog {path} is damaged: restore it from a backup",
+        sqlite3.SQLITE_BUSY: "another process keeps the catalog {path} locked: try again",
+    },
+)

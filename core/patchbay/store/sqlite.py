@@ -1,25 +1,15 @@
-"""The catalog in one SQLite file: the default, for one host. Knows no blobs.
-
-One connection behind one lock. Transactions take about a millisecond and SQLite has one writer at a time anyway; a
-connection a thread would only leak, since server threads come and go. Other processes wait for each other in SQLite's
-own lock, up to BUSY_SECONDS. WAL with synchronous=FULL: what was acknowledged survives a power cut.
-"""
+"""The catalog in one SQLite file: the default, for one host. Knows no blobs, and nothing of how the file is opened."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from patchbay.errors import StoreFull, StoreUnavailable
 from patchbay.store import base
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
-from patchbay.store.migrations import migrate
-
-BUSY_SECONDS = 10.0
+from patchbay.store.database import Database
+from patchbay.store.migrations import SCHEMA
 
 _SELECT = """SELECT d.tenant, d.name, d.version, d.digest, d.size, d.created_at, d.summary, d.version IS n.current
              FROM deltas d JOIN delta_names n USING (tenant, name)
@@ -27,32 +17,18 @@ _SELECT = """SELECT d.tenant, d.name, d.version, d.digest, d.size, d.created_at,
 _NEWEST = "SELECT max(version) FROM deltas l WHERE l.tenant = d.tenant AND l.name = d.name AND l.deleted_at IS NULL"
 
 
-class SqliteCatalog:
+class SqliteCatalog(Database):
     """A `Catalog` in the file `path`, which is made with its folder if it does not exist."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        with base.disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with _sqlite_errors(path):
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            with _sqlite_errors(path):
-                _use_wal(self._db)
-                self._db.execute("PRAGMA synchronous = FULL")
-            with self._transaction() as db:
-                migrate(db)
-        except BaseException:
-            self._db.close()
-            raise
+        super().__init__(path, SCHEMA)
 
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
     ) -> tuple[DeltaRecord, bool]:
         base.check_name(tenant, param="tenant")
         base.check_name(name)
-        with self._transaction() as db:
+        with self.transaction() as db:
             if _has_merge(db, tenant, name):
                 raise base.owned_by("merge", name)
             same = _records(db, "AND name = ? AND digest = ?", tenant, name, digest)
@@ -68,7 +44,7 @@ class SqliteCatalog:
             return _record(db, tenant, name, version), True
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             live = _live(db, tenant, name)
             chosen = _current(db, tenant, name) if version is None else version
             if chosen is None:
@@ -80,20 +56,20 @@ class SqliteCatalog:
     def find_digest(self, tenant: str, digest: Digest) -> list[DeltaRecord]:
         if not base.is_digest(digest):
             return []
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return _records(db, "AND digest = ? ORDER BY name, version", tenant, digest)
 
     def list_deltas(self, tenant: str) -> list[DeltaRecord]:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return _records(db, f"AND d.version = coalesce(n.current, ({_NEWEST})) ORDER BY name", tenant)
 
     def list_versions(self, tenant: str, name: str) -> list[DeltaRecord]:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             _live(db, tenant, name)
             return _records(db, "AND name = ? ORDER BY version", tenant, name)
 
     def set_current(self, tenant: str, name: str, version: int, expected: int | None = None) -> DeltaRecord:
-        with self._transaction() as db:
+        with self.transaction() as db:
             live = _live(db, tenant, name)
             if version not in live:
                 raise base.no_version(name, version, live)
@@ -104,7 +80,7 @@ class SqliteCatalog:
             return _record(db, tenant, name, version)
 
     def delete_delta(self, tenant: str, name: str, version: int | None = None) -> list[DeltaRecord]:
-        with self._transaction() as db:
+        with self.transaction() as db:
             live = _live(db, tenant, name)
             if version is not None and version not in live:
                 raise base.no_version(name, version, live)
@@ -123,7 +99,7 @@ class SqliteCatalog:
         base.check_name(tenant, param="tenant")
         base.check_name(name)
         record = MergeRecord(tenant, name, recipe, time.time())
-        with self._transaction() as db:
+        with self.transaction() as db:
             if _versions(db, tenant, name):
                 raise base.owned_by("delta", name)
             if not replace and _has_merge(db, tenant, name):
@@ -132,7 +108,7 @@ class SqliteCatalog:
         return record
 
     def get_merge(self, tenant: str, name: str) -> MergeRecord:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             if not _has_merge(db, tenant, name):
                 raise base.no_merge(name, _merge_names(db, tenant))
             return MergeRecord(
@@ -140,72 +116,23 @@ class SqliteCatalog:
             )
 
     def list_merges(self, tenant: str) -> list[MergeRecord]:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             rows = db.execute("SELECT * FROM merges WHERE tenant = ? ORDER BY name", (tenant,))
             return [MergeRecord(*row) for row in rows]
 
     def delete_merge(self, tenant: str, name: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             if not _has_merge(db, tenant, name):
                 raise base.no_merge(name, _merge_names(db, tenant))
             db.execute("DELETE FROM merges WHERE tenant = ? AND name = ?", (tenant, name))
 
     def live_digests(self) -> set[Digest]:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return {row[0] for row in db.execute("SELECT DISTINCT digest FROM deltas WHERE deleted_at IS NULL")}
 
     def ping(self) -> None:
-        with self._transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             db.execute("SELECT count(*) FROM migrations").fetchone()
-
-    def close(self) -> None:
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _transaction(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
-        with self._lock, _sqlite_errors(self._path):
-            # IMMEDIATE takes the write lock first: a transaction that read and then wants to write could fail half-way.
-            self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-
-
-@contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        # Extended codes carry the primary code in their low byte; errors of the Python module itself carry none.
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            raise StoreFull(f"no space left for the catalog {path}: free some, then try again") from error
-        if code == sqlite3.SQLITE_NOTADB:
-            raise StoreUnavailable(
-                f"{path} is not a SQLite database: name another file, or move this one away"
-            ) from error
-        if code == sqlite3.SQLITE_CORRUPT:
-            raise StoreUnavailable(f"the catalog {path} is damaged: restore it from a backup") from error
-        if code == sqlite3.SQLITE_BUSY:
-            raise StoreUnavailable(f"another process keeps the catalog {path} locked: try again") from error
-        raise StoreUnavailable(f"the catalog {path} cannot be used: {error}") from error
-
-
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switching needs the file alone, and SQLite does not wait for that as it does for its other locks."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
 
 
 def _records(db: sqlite3.Connection, condition: str, *values: str | int) -> list[DeltaRecord]:

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from patchbay.store.database import Database
 from patchbay_server.jobs.base import (
     MAX_LOSSES,
     Clock,
@@ -27,21 +28,22 @@ from patchbay_server.jobs.base import (
     no_job,
     used_before,
 )
-from patchbay_server.jobs.database import Database
+from patchbay_server.jobs.migrations import SCHEMA
 
 _OPEN = "state = 'queued' OR (state = 'running' AND lease_until <= ?)"
 _MINE = "id = ? AND state = 'running' AND owner = ? AND generation = ?"
 
 
-class SqliteQueue:
+class SqliteQueue(Database):
     """A `JobQueue` in the file `path`, which is made with its folder if it does not exist."""
 
     def __init__(self, path: Path, clock: Clock = time.time) -> None:
-        self._database = Database(path)
+        super().__init__(path, SCHEMA)
+        self._db.row_factory = sqlite3.Row
         self._clock = clock
 
     def submit(self, tenant: str, kind: str, spec: Json, key: Key | None = None) -> tuple[Job, bool]:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             same = _find_key(db, tenant, key) if key else None
             if same is not None:
                 return same, False
@@ -56,19 +58,19 @@ class SqliteQueue:
             return _get(db, job), True
 
     def find_key(self, tenant: str, key: Key) -> Job | None:
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return _find_key(db, tenant, key)
 
     def get(self, tenant: str, job: str) -> Job:
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return _owned(db, tenant, job)
 
     def list_jobs(self, tenant: str, limit: int) -> list[Job]:
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return _jobs(db, "tenant = ? ORDER BY number DESC LIMIT ?", tenant, limit)
 
     def cancel(self, tenant: str, job: str) -> Job:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             found, now = _owned(db, tenant, job), self._clock()
             if found.state is State.QUEUED or (found.state is State.RUNNING and _has_expired(found, now)):
                 self._end(db, job, State.CANCELLED)
@@ -79,19 +81,19 @@ class SqliteQueue:
 
     def events(self, job: str, after: int, limit: int = 1000) -> list[Event]:
         query = "SELECT number, kind, data FROM events WHERE job = ? AND number > ? ORDER BY number LIMIT ?"
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             rows = db.execute(query, (job, after, limit))
             return [Event(number, kind, json.loads(data)) for number, kind, data in rows]
 
     def count_states(self) -> dict[State, int]:
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             found = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in State}
 
     def claim(self, owner: str, seconds: float) -> Job | None:
         if not self._has_open():
             return None  # looked for without the write lock: idle workers must not keep anybody waiting
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             while found := _jobs(db, f"{_OPEN} ORDER BY number LIMIT 1", self._clock()):
                 job = found[0]
                 lost = job.losses + (job.state is State.RUNNING)
@@ -104,17 +106,17 @@ class SqliteQueue:
         return None
 
     def extend(self, lease: Lease, seconds: float) -> bool:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             self._write(db, lease, "lease_until = ?", self._clock() + seconds)
             return _get(db, lease.job).cancelling
 
     def report(self, lease: Lease, progress: Json) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             self._write(db, lease, "progress = ?", json.dumps(progress))
             self._tell(db, lease.job, "progress", progress)
 
     def add_evaluation(self, lease: Lease, number: int, evaluation: Json) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             # The loss of a worker counts against the job only while it gets nowhere.
             self._write(db, lease, "losses = 0")
             known = db.execute("SELECT count(*) FROM evaluations WHERE job = ?", (lease.job,)).fetchone()[0]
@@ -123,33 +125,30 @@ class SqliteQueue:
 
     def evaluations(self, job: str) -> list[Json]:
         query = "SELECT evaluation FROM evaluations WHERE job = ? ORDER BY number"
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return [json.loads(row[0]) for row in db.execute(query, (job,))]
 
     def finish(self, lease: Lease, state: State, *, result: Json | None = None, error: Json | None = None) -> None:
         assert state.is_final, f"{state} is no end"
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             self._write(db, lease, "losses = 0")
             self._end(db, lease.job, state, result=result, error=error)
 
     def release(self, lease: Lease) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             self._requeue(db, lease)
 
     def expire(self, owner: str) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE jobs SET lease_until = 0 WHERE state = 'running' AND owner = ?", (owner,))
 
     def release_owner(self, owner: str) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             for job in _jobs(db, "state = 'running' AND owner = ?", owner):
                 self._requeue(db, Lease(job.id, owner, job.generation))
 
-    def close(self) -> None:
-        self._database.close()
-
     def _has_open(self) -> bool:
-        with self._database.transaction(write=False) as db:
+        with self.transaction(write=False) as db:
             return db.execute(f"SELECT 1 FROM jobs WHERE {_OPEN} LIMIT 1", (self._clock(),)).fetchone() is not None
 
     def _take(self, db: sqlite3.Connection, job: Job, owner: str, lost: int, seconds: float) -> Job:
