@@ -64,12 +64,8 @@ class ScaledMagnitude(Magnitude):
         if self.problem.record.left == 0:
             raise InvalidRecipe("scaled_magnitude needs at least one evaluation", param="evaluations")
 
-        def parts(scale: float) -> dict[str, Part]:
-            pruner, vector = self._scaled(density, scale), self.problem.vector
-            return {name: pruner(name, vector.read(name)) for name in vector.names}
-
         def score(point: Point) -> float:
-            return self.problem.score(point, lambda: parts(point[0]))
+            return self.problem.score(point, lambda: self.problem.prune(self._scaled(density, point[0])))
 
         budget = self.problem.record.left
         found = maximise(score, (1.0,), method="cobyla", budget=budget, bounds=(0.1, MAX_SCALE))
@@ -120,7 +116,7 @@ class LowRank(_Untuned):
     def pruner(self, density: float) -> Pruner:
         def prune(name: str, tau: torch.Tensor) -> Part:
             bands = low_rank_bands(tau, LOW_RANK_BITS * density)
-            return LowRankPart(tuple(tau.shape), tuple(bands)) if bands else _nothing(tau)
+            return LowRankPart(tuple(tau.shape), tuple(bands)) if bands else SparsePart.empty(tuple(tau.shape))
 
         return prune
 
@@ -132,8 +128,3 @@ class LowRank(_Untuned):
 def _signs(tau: torch.Tensor) -> torch.Tensor:
     rows = tau.flatten(1)
     return torch.copysign(rows.abs().mean(1, keepdim=True), rows).reshape(tau.shape)
-
-
-def _nothing(tau: torch.Tensor) -> SparsePart:
-    keep = KeepLargest(lambda _: tau, ["nothing"], 0)
-    return SparsePart(keep("nothing", tau), "sign_tensor")

@@ -26,6 +26,7 @@ from patchbay.delta.encode import Streams
 from patchbay.delta.manifest import DTYPES, Base, Compression, Manifest, Provenance
 from patchbay.errors import InvalidRecipe
 from patchbay.execute.vocabulary import appended_rows
+from patchbay.merge.plan import merge_copied
 from patchbay.merge.recipe import MAX_WEIGHT
 
 # A fused value is a sum of kept values of several sizes, which a grid of few levels would not hit.
@@ -117,7 +118,7 @@ def _search(
 ) -> SearchResult:
     judges = [Judge(backbone, delta, calibrations[name]) for name, delta in deltas.items()]
     tasks = list(deltas.values())
-    copied = _agreed(tasks)
+    copied = merge_copied(tasks)
 
     def scores(fused: Fused) -> list[float]:
         return [judge.score(_candidate(judge.full, fused, copied)) for judge in judges]
@@ -176,7 +177,7 @@ def _write(
 ) -> DeltaFile:
     streams, norms, tasks = Streams(), Norms(), list(deltas.values())
     density = _add(streams, norms, fuse(tasks, lambdas), tasks, frozenset(identity.get("missing", ())))
-    for name, tensor in _agreed(tasks).items():
+    for name, tensor in merge_copied(tasks).items():
         streams.add_raw(name, tensor, copied=True)
     if head is not None:
         for name, tensor in deltas[head].added.items():
@@ -213,16 +214,6 @@ def _dtype(name: str, tasks: Sequence[Delta]) -> torch.dtype:
     """One that holds what any of the fine-tunes has there."""
     stored = [DTYPES[task.manifest.tensors[name].dtype] for task in tasks if name in task]
     return functools.reduce(torch.promote_types, stored)
-
-
-def _agreed(tasks: Sequence[Delta]) -> dict[str, torch.Tensor]:
-    """Integer tensors are not added up: the value that all who bring one agree on, else the base's."""
-    found: dict[str, torch.Tensor] = {}
-    for name in sorted({name for task in tasks for name in task.copied}):
-        values = [task.copied[name] for task in tasks if name in task.copied]
-        if all(torch.equal(values[0], value) for value in values):
-            found[name] = values[0]
-    return found
 
 
 def _params(files: Mapping[str, Path], lambdas: Sequence[float]) -> dict[str, str | float]:

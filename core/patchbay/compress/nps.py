@@ -3,13 +3,14 @@
 The paper speaks of low-rank subspaces; its algorithm has none. A "subspace" is the part of the task vector whose
 magnitudes rank in one interval: M vectors with disjoint supports whose sum is the task vector, each with one scalar
 weight. The pruned vector is scored at every evaluation, and the best evaluated point is what is returned.
-`TopkNps` is the published form, `SampledNps` ours (see `sampled`). The weights are tuned once and hold for any density.
+`TopkNps` is the published form, `SampledNps` ours (see `sampled`). Weights are tuned at one density and used at any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -98,7 +99,7 @@ class TopkNps:
 
     def _from_all(self, weights: Point, keep: int) -> Iterator[tuple[str, SparseRows]]:
         """The top K of the whole re-weighted vector, whose groups are ranks of the vector as it was."""
-        vector, edges = self.problem.vector, self._edges()
+        vector, edges = self.problem.vector, self._edges
         factors = torch.tensor(weights)
 
         def read(name: str) -> torch.Tensor:
@@ -109,9 +110,10 @@ class TopkNps:
         for name in vector.names:
             yield name, pruner(name, read(name))
 
+    @cached_property
     def _edges(self) -> torch.Tensor:
         """Minus the magnitudes that end each group but the last. Equal magnitudes across an edge share a group."""
-        total, groups = self.problem.vector.numel, len(self.weights)
+        total, groups = self.problem.vector.numel, self.options.groups
         ends = [-(-m * total // groups) for m in range(1, groups)]
         vector = self.problem.vector
         return torch.tensor([-KeepLargest(vector.read, vector.names, max(1, end)).smallest for end in ends])

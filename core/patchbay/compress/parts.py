@@ -27,6 +27,11 @@ class SparsePart:
     own: torch.Tensor | None = None
     seed: int | None = None
 
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> SparsePart:
+        """Of a tensor that keeps no entry."""
+        return cls(SparseRows(shape, torch.empty(0, dtype=torch.int32), torch.empty(0)), "sign_tensor")
+
 
 @dataclass(frozen=True, slots=True)
 class DensePart:

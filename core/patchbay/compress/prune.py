@@ -16,6 +16,7 @@ from patchbay.delta import SparseRows
 from patchbay.delta.codecs import seeded_positions
 
 Read = Callable[[str], torch.Tensor]
+UPPER_BINS = 1 << 15
 
 
 def num_kept(density: float, total: int) -> int:
@@ -33,11 +34,11 @@ class KeepLargest:
     def __init__(self, read: Read, names: Iterable[str], keep: int, *, scale: float = 1.0) -> None:
         self.scale = scale
         names = list(names)
-        high = _histogram(read, names, lambda bits: bits >> 16, 1 << 15)
+        high = histogram(map(read, names), upper_half, UPPER_BINS)
         keep = min(keep, int(high.sum()))
-        upper, above = _crossing(high, keep)
-        low = _histogram(read, names, lambda bits: (bits & 0xFFFF)[bits >> 16 == upper], 1 << 16)
-        lower, between = _crossing(low, keep - above)
+        upper, above = crossing(high, keep)
+        low = histogram(map(read, names), lambda bits: (bits & 0xFFFF)[upper_half(bits) == upper], 1 << 16)
+        lower, between = crossing(low, keep - above)
         self.threshold = (upper << 16) | lower
         self.ties_left = keep - above - between
 
@@ -98,16 +99,20 @@ def _magnitude_bits(tau: torch.Tensor) -> torch.Tensor:
     return tau.reshape(-1).contiguous().view(torch.int32) & 0x7FFFFFFF
 
 
-def _histogram(
-    read: Read, names: Iterable[str], key: Callable[[torch.Tensor], torch.Tensor], bins: int
-) -> torch.Tensor:
+def upper_half(bits: torch.Tensor) -> torch.Tensor:
+    """Of a magnitude's bits: sign-free exponent and seven bits of fraction, its size to 1/128."""
+    return bits >> 16
+
+
+def histogram(tensors: Iterable[torch.Tensor], key: Callable[[torch.Tensor], torch.Tensor], bins: int) -> torch.Tensor:
+    """How many entries have each key, over all tensors; `key` is of the bits of magnitudes."""
     counts = torch.zeros(bins, dtype=torch.int64)
-    for name in names:
-        counts += torch.bincount(key(_magnitude_bits(read(name))), minlength=bins)
+    for tensor in tensors:
+        counts += torch.bincount(key(_magnitude_bits(tensor)), minlength=bins)
     return counts
 
 
-def _crossing(counts: torch.Tensor, keep: int) -> tuple[int, int]:
+def crossing(counts: torch.Tensor, keep: int) -> tuple[int, int]:
     """The highest bin b with at least `keep` entries in bins >= b, and how many lie above it."""
     from_top = counts.flip(0).cumsum(0)
     index = int(torch.searchsorted(from_top, keep)) if keep > 0 else 0

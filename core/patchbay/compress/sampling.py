@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from patchbay.compress.prune import UPPER_BINS, crossing, histogram, upper_half
+
 CHUNK = 1 << 20
 _PASSES = 60
 
@@ -80,14 +82,7 @@ def geometric_bounds(groups: int, total: int) -> list[int]:
 
 
 def rank_values(magnitudes: Iterable[torch.Tensor], ranks: Sequence[int]) -> list[float]:
-    """The magnitude at each rank (1 = the largest) over all tensors, to 1/128 of its size: from one histogram.
-
-    The bits of a positive fp32 number are ordered like the number; the upper 16 of them are its bin.
-    """
-    counts = torch.zeros(1 << 15, dtype=torch.int64)
-    for magnitude in magnitudes:
-        bits = magnitude.reshape(-1).contiguous().view(torch.int32)
-        counts += torch.bincount(bits >> 16, minlength=1 << 15)
-    from_top = counts.flip(0).cumsum(0)
-    bins = (len(counts) - 1 - torch.searchsorted(from_top, torch.tensor(ranks))).clamp(min=0)
-    return (bins << 16).to(torch.int32).view(torch.float32).tolist()
+    """The magnitude at each rank (1 = the largest) over all tensors, to 1/128 of its size: from one histogram."""
+    counts = histogram(magnitudes, upper_half, UPPER_BINS)
+    bins = torch.tensor([crossing(counts, rank)[0] for rank in ranks], dtype=torch.int32)
+    return (bins << 16).view(torch.float32).tolist()

@@ -16,7 +16,7 @@ from patchbay.compress.methods import Method
 from patchbay.compress.options import Options
 from patchbay.compress.parts import DensePart, LowRankPart, Part, Progress, SparsePart, scaled
 from patchbay.compress.statistics import Norms, neuron_statistics
-from patchbay.delta import DeltaFile, Exceptions, Manifest, SparseRows, write_delta
+from patchbay.delta import DeltaFile, Exceptions, Manifest, write_delta
 from patchbay.delta.delta import apply_difference
 from patchbay.delta.encode import DTYPE_NAMES, Streams
 from patchbay.delta.manifest import FORMAT_VERSION, Base, Compression, Provenance, Statistics, Token
@@ -70,9 +70,7 @@ class Writer:
 
     def _add_beside(self, streams: Streams, name: str, tau: torch.Tensor, stored: torch.Tensor) -> None:
         if self.options.merge_statistics and self.vector.specs[name].neuron_axis is not None:
-            pair = self.vector.pair(name)
-            assert pair is not None, "compress makes its vector from two models"
-            found = neuron_statistics(tau, pair[0], self.vector.specs[name].neuron_axis or 0)
+            found = neuron_statistics(tau, self._pair(name)[0], self.vector.specs[name].neuron_axis or 0)
             streams.add_neurons(name, found.energy, found.cosine)
         if self.options.exact:
             streams.add_exceptions(name, self._exceptions(name, stored))
@@ -80,25 +78,26 @@ class Writer:
     def _add_others(self, streams: Streams) -> None:
         for name, rows in self.vector.appended.items():
             if name not in streams.entries:
-                nothing = torch.zeros(self.vector.specs[name].shape)
-                _add(streams, name, _no_entries(nothing), rows.dtype)
+                _add(streams, name, SparsePart.empty(self.vector.specs[name].shape), rows.dtype)
             streams.add_appended(name, rows)
         for name, tensor in self.vector.added.items():
             streams.add_raw(name, tensor, copied=False)
         for name, tensor in self.vector.copied.items():
             streams.add_raw(name, tensor, copied=True)
 
-    def _target_dtype(self, name: str) -> torch.dtype:
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         pair = self.vector.pair(name)
         assert pair is not None, "compress makes its vector from two models"
-        if pair[1].dtype not in DTYPE_NAMES:
-            raise FinetuneMismatch(f"{name!r} is stored as {pair[1].dtype}, which a delta cannot stand for", param=name)
-        return pair[1].dtype
+        return pair
+
+    def _target_dtype(self, name: str) -> torch.dtype:
+        dtype = self._pair(name)[1].dtype
+        if dtype not in DTYPE_NAMES:
+            raise FinetuneMismatch(f"{name!r} is stored as {dtype}, which a delta cannot stand for", param=name)
+        return dtype
 
     def _exceptions(self, name: str, stored: torch.Tensor) -> Exceptions:
-        pair = self.vector.pair(name)
-        assert pair is not None, "compress makes its vector from two models"
-        before, after = pair
+        before, after = self._pair(name)
         reached = apply_difference(before, stored, after.dtype)
         positions = torch.nonzero(as_bits(reached.contiguous()) != as_bits(after.contiguous())).flatten()
         return Exceptions(positions, after.reshape(-1)[positions])
@@ -172,8 +171,3 @@ def _add(streams: Streams, name: str, part: Part, dtype: torch.dtype) -> torch.T
             return streams.add_whole(name, part.difference, _SPARSE_VALUES.get(part.values, part.values), dtype)
         case LowRankPart():
             return streams.add_low_rank(name, part.bands, dtype, part.shape)
-
-
-def _no_entries(tensor: torch.Tensor) -> SparsePart:
-    nothing = SparseRows(tuple(tensor.shape), torch.empty(0, dtype=torch.int32), torch.empty(0))
-    return SparsePart(nothing, "sign_tensor")

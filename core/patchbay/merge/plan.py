@@ -57,7 +57,7 @@ def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta]) -> MergePlan:
         terms=tuple(digest for digest, _ in recipe.terms),
         matrices=matrices,
         vectors=_merge_vectors(merged, deltas, matrices),
-        copied=_merge_copied(deltas),
+        copied=merge_copied(deltas),
         exact=len(deltas) == 1 and bool((merged.coefficients == 1).all()) and bool((merged.base_scale == 1).all()),
     )
 
@@ -84,7 +84,7 @@ def _merge_vectors(
     return vectors
 
 
-def _merge_copied(deltas: Sequence[Delta]) -> dict[str, torch.Tensor]:
+def merge_copied(deltas: Sequence[Delta]) -> dict[str, torch.Tensor]:
     """Integer tensors cannot be averaged: the value that all who bring the tensor agree on, else the base's."""
     copied: dict[str, torch.Tensor] = {}
     for name in _union(delta.copied for delta in deltas):
