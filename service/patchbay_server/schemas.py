@@ -90,8 +90,9 @@ class MergeRequest(Body):
 
 
 class CompressionRequest(Body):
-    """`files`: file name -> blob. At most one of `density`, `target_size` (bytes) and `target_kl`. What is left out is
-    the library's default.
+    """`files`: file name -> blob. At most one of `density`, `target_size` (bytes) and `target_kl`. `labels` is a blob
+    with a class for each input of `calibration`, one a line, for a `score` that needs them. What is left out is the
+    library's default.
     """
 
     name: Annotated[str, Field(max_length=200)]
@@ -113,15 +114,22 @@ class CompressionRequest(Body):
     merge_statistics: bool | None = None
     distil: bool | None = None
     calibration: BlobDigest | None = None
+    labels: BlobDigest | None = None
     activate: bool = True
 
 
 class TransferRequest(Body):
-    """`model` is a delta, `name` or `name@version`; `calibration` a blob of inputs."""
+    """`model` is a delta, `name` or `name@version`; `calibration` a blob of inputs of its task, `retained` one of what
+    the base could do before, by default the same. With `labels`, a class a line, target is accuracy; with
+    `retained_labels`, classes of the base's own head, retained is.
+    """
 
     model: ModelName
     scales: Annotated[list[FiniteFloat], Field(min_length=1, max_length=100)]
     calibration: BlobDigest
+    labels: BlobDigest | None = None
+    retained: BlobDigest | None = None
+    retained_labels: BlobDigest | None = None
 
 
 class CurrentRequest(Body):

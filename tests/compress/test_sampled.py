@@ -78,25 +78,26 @@ def test_kept_in_full_it_is_the_reweighted_vector(
 @pytest.mark.parametrize("columns", [None, COLUMNS], ids=["plain", "columns"])
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0, 1.0, 1.0), (0.5, 4.0, 0.0, 1.5), (0.0, 0.0, 0.0, 2.0)])
 def test_mean_over_seeds_is_the_reweighted_vector(weights: tuple[float, ...], columns: Tensors | None) -> None:
-    """Unbiased: an entry that is kept with probability p is kept as u / p. An entry alone may be off by a fiftieth of
-    its kept size, because the walk's offset is never within .01 of an integer; entries of similar size together not.
+    """Unbiased: u is rounded up or down to a multiple of the constant. An entry alone may be off by a fiftieth of it,
+    because the walk's offset is never within .01 of an integer; entries of similar size together not.
     """
     seeds, keep, u = 400, 90, reweighted(MATRICES, weights, columns)
     candidates = sampled(MATRICES, len(weights), columns)
     mean = sum(flat(dict(candidates.parts(weights, keep, seed))) for seed in range(seeds)) / seeds
     scale = torch.cat([(columns or {}).get(n, torch.ones(1)).expand(t.shape).flatten() for n, t in MATRICES.items()])
-    size = torch.maximum(u.abs(), 1 / (solve_rate([u.abs() * scale], keep) * scale))
-    deviation = size * (u.abs() / size * (1 - u.abs() / size) / seeds).sqrt()
-    assert bool(((mean - u).abs() <= 5 * deviation + 0.021 * size).all())
+    constant = 1 / (solve_rate([u.abs() * scale], keep) * scale)
+    up = (u.abs() / constant).frac()
+    deviation = constant * (up * (1 - up) / seeds).sqrt()
+    assert bool(((mean - u).abs() <= 5 * deviation + 0.021 * constant).all())
     for similar in torch.argsort(u.abs(), descending=True)[: int(torch.count_nonzero(u))].tensor_split(4):
         assert float((mean * u.sign())[similar].sum()) == pytest.approx(float(u[similar].abs().sum()), rel=0.1)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 0.5, 3.0)])
-def test_values_are_one_constant_but_for_certain_entries(weights: tuple[float, ...]) -> None:
+def test_values_are_multiples_of_one_constant(weights: tuple[float, ...]) -> None:
     parts, u = draw(MATRICES, weights, 90), reweighted(MATRICES, weights)
-    values = torch.cat([part.rows.values[~part.own] for part in parts.values() if part.own is not None])
-    assert len(values) > 80
+    values = torch.cat([part.rows.values / part.multiples for part in parts.values() if part.multiples is not None])
+    assert len(values) == 90
     assert float(values.abs().max()) == pytest.approx(float(values.abs().min()), rel=1e-6)
     kept = flat(parts) != 0
     assert torch.equal(flat(parts)[kept].sign(), u[kept].sign())
@@ -106,9 +107,9 @@ def test_values_are_constant_over_the_scale_of_their_column() -> None:
     parts = draw(MATRICES, (1.0, 1.0), 90, columns=COLUMNS)
     constants = []
     for name, part in parts.items():
-        assert part.own is not None
+        assert part.multiples is not None
         scale = COLUMNS.get(name, torch.ones(1)).expand(MATRICES[name].shape).flatten()[part.rows.positions]
-        constants.append((part.rows.values.abs() * scale)[~part.own])
+        constants.append(part.rows.values.abs() * scale / part.multiples)
     found = torch.cat(constants)
     assert float(found.max()) == pytest.approx(float(found.min()), rel=1e-5)
     assert {name: part.values for name, part in parts.items()} == {
@@ -118,35 +119,36 @@ def test_values_are_constant_over_the_scale_of_their_column() -> None:
     }
 
 
-def test_own_values_are_those_of_certain_entries() -> None:
-    """An entry as large as all others together is always kept, as it is."""
+def test_large_entries_are_rounded_multiples() -> None:
+    """An entry as large as all others together is always kept, and right but for the last multiple."""
     matrices = {**MATRICES, "b": MATRICES["b"].clone()}
     matrices["b"][3, 7] = -900.0
     for seed in range(20):
         part = draw(matrices, (1.0, 1.0), 90, seed)["b"]
-        assert part.own is not None
-        assert part.rows.positions[part.own].tolist() == [3 * 50 + 7]
-        assert part.rows.values[part.own].tolist() == [-900.0]
+        assert part.multiples is not None
+        place = part.rows.positions.tolist().index(3 * 50 + 7)
+        constant = float(part.rows.values.abs().min())
+        assert float(part.multiples[place]) > 50
+        assert float(part.rows.values[place]) == pytest.approx(-900, abs=constant)
 
 
-def test_many_certain_entries_take_four_bits_each() -> None:
-    matrix = torch.cat([torch.full((30,), 50.0), torch.full((970,), 0.01)]).reshape(10, 100)
-    parts = draw({"a": matrix}, (1.0,), 40)
-    assert (parts["a"].values, parts["a"].own) == ("int4", None)
+def test_multiples_that_no_file_holds_are_values_of_their_own() -> None:
+    matrix = torch.cat([torch.full((30,), 1e6), torch.full((970,), 1.0)]).reshape(10, 100)
+    parts = draw({"a": matrix}, (1.0,), 600)
+    assert (parts["a"].values, parts["a"].multiples) == ("int8", None)
+    assert float(parts["a"].rows.values.max()) == 1e6
 
 
 @pytest.mark.parametrize("columns", [None, NARROW], ids=["plain", "columns"])
 def test_file_keeps_one_bit_a_value(columns: Tensors | None) -> None:
-    """What a reader gets is the part in memory up to the rounding of its scale; own values round to bf16."""
+    """What a reader gets is the part in memory up to the rounding of its scale."""
     matrices = {n: t.sign() * (1 + t.abs() / 8) for n, t in random_tensors(seed=5, a=(60, 20), b=(8, 100)).items()}
     matrices["a"][0, 10] = 5000.0
     for name, part in draw(matrices, (1.0, 1.0, 0.5), 90, columns=columns).items():
-        assert part.own is not None
-        stored = Streams().add_sparse(name, part.rows, part.values, torch.float32, part.own)
+        stored = Streams().add_sparse(name, part.rows, part.values, torch.float32, multiples=part.multiples)
         assert torch.equal(stored.positions, part.rows.positions)
-        torch.testing.assert_close(stored.values, part.rows.values, rtol=2**-8, atol=0)
         rounding = 2**-10 if part.values == "sign_row" else 1e-6
-        torch.testing.assert_close(stored.values[~part.own], part.rows.values[~part.own], rtol=rounding, atol=0)
+        torch.testing.assert_close(stored.values, part.rows.values, rtol=rounding, atol=0)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0), (0.0, 0.0), (0.0, 1.0)])

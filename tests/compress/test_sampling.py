@@ -66,9 +66,25 @@ def test_rate_of_nothing() -> None:
 @given(PROBABILITIES, st.integers(0, 2**32))
 def test_walk_is_the_definition(values: list[float], seed: int) -> None:
     given_ = torch.tensor(values)
-    kept = SystematicWalk(seed)(given_)
-    assert kept.positions.tolist() == walk_at(offset_of(seed), given_)
-    assert torch.equal(kept.probabilities, given_[kept.positions])
+    assert SystematicWalk(seed)(given_).tolist() == walk_at(offset_of(seed), given_)
+
+
+@given(st.lists(st.floats(0, 300, width=32), max_size=60), st.integers(0, 2**32))
+def test_counts_are_sizes_rounded_up_or_down(values: list[float], seed: int) -> None:
+    sizes = torch.tensor(values)
+    counts = SystematicWalk(seed).counts(sizes)
+    assert bool(((counts - sizes.double()).abs() < 1).all())
+    assert abs(float(counts.sum()) - math.fsum(sizes.tolist())) < 1
+
+
+def test_counts_are_the_sizes_on_average() -> None:
+    sizes = torch.rand(40, generator=torch.Generator().manual_seed(1)) * 5
+    mean = sum(SystematicWalk(seed).counts(sizes) for seed in range(2000)) / 2000
+    assert bool(((mean - sizes).abs() < 0.02 + 5 * 0.5 / 2000**0.5).all())
+
+
+def test_streams_of_one_seed_are_different_walks() -> None:
+    assert SystematicWalk(3)._sum != SystematicWalk(3, stream=1)._sum
 
 
 @given(st.lists(PROBABILITIES, min_size=1, max_size=4), st.integers(0, 2**32))
@@ -76,19 +92,19 @@ def test_tensors_are_one_walk(lists: list[list[float]], seed: int) -> None:
     whole = SystematicWalk(seed)(torch.tensor([value for values in lists for value in values]))
     walk, positions, start = SystematicWalk(seed), [], 0
     for values in lists:
-        positions += [start + position for position in walk(torch.tensor(values)).positions.tolist()]
+        positions += [start + position for position in walk(torch.tensor(values)).tolist()]
         start += len(values)
-    assert positions == whole.positions.tolist()
+    assert positions == whole.tolist()
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])
 def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(500, generator=torch.Generator().manual_seed(3))
     values[100:130], values[200:230] = 0.0, 1.0
-    whole = [SystematicWalk(seed)(values).positions for seed in range(20)]
+    whole = [SystematicWalk(seed)(values) for seed in range(20)]
     monkeypatch.setattr(sampling, "CHUNK", chunk)
     for seed, positions in enumerate(whole):
-        assert torch.equal(SystematicWalk(seed)(values).positions, positions)
+        assert torch.equal(SystematicWalk(seed)(values), positions)
 
 
 @given(tensors(), st.data(), st.integers(0, 2**32))
@@ -98,13 +114,13 @@ def test_integer_sums_are_kept_exactly(vector: dict[str, torch.Tensor], data: st
     walk = SystematicWalk(seed)
     rate = solve_rate([t.abs() for t in vector.values()], keep) if keep else 0.0
     kept = [walk(torch.nan_to_num(t.abs() * rate, nan=0.0).clamp(max=1)) for t in vector.values()]
-    assert sum(len(k.positions) for k in kept) == keep
+    assert sum(map(len, kept)) == keep
 
 
 @given(PROBABILITIES, st.integers(0, 2**32))
 def test_every_stretch_gets_its_sum_rounded_up_or_down(values: list[float], seed: int) -> None:
     """So no two neighbours are kept whose probabilities sum to less than one: kept entries repel."""
-    kept = set(SystematicWalk(seed)(torch.tensor(values)).positions.tolist())
+    kept = set(SystematicWalk(seed)(torch.tensor(values)).tolist())
     for start in range(len(values)):
         for end in range(start, min(len(values), start + 12) + 1):
             total = math.fsum(torch.tensor(values[start:end], dtype=torch.float32).double().tolist())
@@ -122,7 +138,7 @@ def test_marginals_are_the_probabilities() -> None:
         sums = (values.double().cumsum(0) + (step + 0.5) / grid).floor()
         exact += torch.diff(sums, prepend=torch.zeros(1, dtype=torch.float64))
     for seed in range(seeds):
-        drawn[SystematicWalk(seed)(values).positions] += 1
+        drawn[SystematicWalk(seed)(values)] += 1
     torch.testing.assert_close(exact / grid, values, rtol=0, atol=2 / grid)
     assert bool(((drawn / seeds - values).abs() < 0.02 + 5 * 0.5 / seeds**0.5).all())
     assert (float(drawn[5]), float(drawn[6])) == (0, seeds)
@@ -133,13 +149,13 @@ def test_number_kept_of_a_million_entries() -> None:
     for keep in (1, 1000, 50_000, 700_000):
         rate = solve_rate([magnitudes], keep)
         for seed in range(3):
-            assert len(SystematicWalk(seed)((magnitudes * rate).clamp(max=1)).positions) == keep
+            assert len(SystematicWalk(seed)((magnitudes * rate).clamp(max=1))) == keep
 
 
 def test_walk_is_decided_by_the_seed() -> None:
     values = torch.full((200,), 0.1)
-    assert torch.equal(SystematicWalk(7)(values).positions, SystematicWalk(7)(values).positions)
-    assert len({tuple(SystematicWalk(seed)(values).positions.tolist()) for seed in range(30)}) > 5
+    assert torch.equal(SystematicWalk(7)(values), SystematicWalk(7)(values))
+    assert len({tuple(SystematicWalk(seed)(values).tolist()) for seed in range(30)}) > 5
 
 
 @given(st.integers(1, 256), st.integers(1, 10**10))

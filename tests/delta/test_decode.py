@@ -122,6 +122,36 @@ def test_own_values_are_merged_in_order() -> None:
     assert seen.values.tolist() == [1.0, 8.0, -1.0, -8.0]
 
 
+@pytest.mark.parametrize("most", [2, 7, 65536])
+def test_a_value_counts_as_often_as_its_multiple_says(most: int) -> None:
+    times = torch.tensor([1, 2, 1, most])
+    rows = SparseRows((2, 300), torch.tensor([3, 4, 299, 300]), torch.tensor([0.5, -0.5, -0.5, 0.5]) * times)
+    streams = Streams()
+    streams.add_sparse("w", rows, "sign_tensor", torch.float32, multiples=times)
+    entries, data = streams.finish()
+    seen = decode(manifest(dict(entries)), data.__getitem__).matrices["w"]
+    assert seen.values.tolist() == rows.values.tolist()
+    assert len(data[Stream("values", "w")]) == 1  # signs
+    assert len(data[Stream("multiples", "w")]) == {2: 1, 7: 4, 65536: 8}[most]
+
+
+def test_multiples_of_one_are_not_stored() -> None:
+    rows = SparseRows((2, 2), torch.tensor([0, 3]), torch.tensor([0.5, -0.5]))
+    streams = Streams()
+    streams.add_sparse("w", rows, "sign_tensor", torch.float32, multiples=torch.ones(2))
+    assert [stream.kind for stream in streams.finish()[1]] == ["positions", "scales", "values"]
+
+
+def test_multiples_beyond_a_float_are_refused() -> None:
+    streams = Streams()
+    rows = SparseRows((2, 2), torch.tensor([0, 3]), torch.tensor([1e38, 1e38]))
+    streams.add_sparse("w", rows, "fp32", torch.float32, multiples=torch.tensor([1, 2]))
+    entries, data = streams.finish()
+    data[Stream("values", "w")] = np.full(2, 3e38, "<f4").view(np.uint8).reshape(2, 4).T.tobytes()
+    with pytest.raises(NonFiniteValue, match="'w'"):
+        decode(manifest(dict(entries)), data.__getitem__)
+
+
 def test_positions_are_32_bits_wide_while_they_fit() -> None:
     for shape, dtype in (((4, 5), torch.int32), ((1 << 15, (1 << 16) + 1), torch.int64)):
         last = shape[0] * shape[1] - 1

@@ -48,9 +48,11 @@ def test_what_add_sparse_returns_is_what_a_reader_sees(
     shape, where, values = entries
     values = few_magnitudes(values) if encoding == "levels" else values
     own = torch.from_numpy(draw.draw(hnp.arrays(np.bool_, len(where))))
+    times = torch.from_numpy(draw.draw(hnp.arrays(np.int64, len(where), elements=st.integers(1, 300))))
     rows = SparseRows(shape, torch.from_numpy(where.astype(np.int32)), torch.from_numpy(values.copy()))
     streams = Streams()
-    returned = streams.add_sparse("w", rows, encoding, dtype, own if draw.draw(st.booleans()) else None)
+    beside = draw.draw(st.sampled_from([{}, {"own": own}] + [{"multiples": times}] * (encoding != "levels")))
+    returned = streams.add_sparse("w", rows, encoding, dtype, **beside)
     seen = read_back(streams).matrices["w"]
     assert seen.shape == shape
     assert torch.equal(seen.positions, rows.positions)

@@ -37,8 +37,8 @@ def levels_file(table: list[float], codes: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("table", "codes", "says"),
     [
-        ([1.0, 2.0, 3.0], bytes([243, 0]), "beyond the 3 levels"),  # 3^5 - 1 is the last
-        ([1.0, 2.0, 3.0], bytes([81, 0]), "index behind the last value"),  # the fifth digit of four values
+        ([1.0, 2.0, 3.0], bytes([243, 0]), "beyond the 3 kinds"),  # 3^5 - 1 is the last
+        ([1.0, 2.0, 3.0], bytes([81, 0]), "digit behind the last value"),  # the fifth digit of four values
         ([1.0, 2.0, 1.5], bytes([0, 0]), "does not rise"),
         ([-1.0, 2.0], bytes([0, 0]), "finite magnitudes"),
         ([float("nan")], bytes([0]), "finite magnitudes"),

@@ -53,6 +53,12 @@ SPARSE_2 = (
     ("bitmask.levels", (20, 30), 2, "levels", torch.bfloat16),
     ("gap.sign_column_log", (20, 30), 11, "sign_column_log", torch.bfloat16),
 )
+# name, shape, every how manieth entry is kept, encoding, how many multiples of one value there are
+MULTIPLES = (
+    ("times3.sign_tensor", (20, 30), 4, "sign_tensor", 3),
+    ("times20.sign_column_log", (20, 30), 3, "sign_column_log", 20),
+    ("times300.sign_row", (20, 30), 2, "sign_row", 300),
+)
 SEED = 2**63 + 12345
 SEEDED = ("seeded.sign_tensor", (33, 61), 150)
 WHOLE = (  # differences stored whole, in other encodings than floats
@@ -72,7 +78,7 @@ SPECS: Mapping[str, TensorSpec] = {
         spec("copied.int64", (1, 9), "I64"),
         spec("copied.bool", (5,), "BOOL"),
         spec("head.weight", (2, 4), is_head=True),
-        *(spec(name, shape) for name, shape, *_ in (*SPARSE_2, SEEDED, *WHOLE)),
+        *(spec(name, shape) for name, shape, *_ in (*SPARSE_2, *MULTIPLES, SEEDED, *WHOLE)),
         spec("low_rank", (30, 20), "BF16"),
         spec("grown.weight", (7, 3), "F16"),
     )
@@ -116,6 +122,11 @@ def add_what_version_2_brought(streams: Streams) -> None:
     name, shape, count = SEEDED
     drawn = torch.from_numpy(seeded_positions(SEED, count, shape[0] * shape[1]).astype("int32"))
     streams.add_sparse(name, SparseRows(shape, drawn, numbers(count)), "sign_tensor", torch.float32, seed=SEED)
+    for name, shape, every, values, kinds in MULTIPLES:
+        positions = torch.arange(shape[0] * shape[1], dtype=torch.int32)[::every]
+        times = torch.arange(len(positions)) * 7 % kinds + 1
+        rows = SparseRows(shape, positions, few(len(positions), 1) * times)
+        streams.add_sparse(name, rows, values, torch.float32, multiples=times)
     for name, whole, values in WHOLE:
         difference = numbers(torch.Size(whole).numel()).reshape(whole)
         streams.add_whole(name, difference, values, torch.float32)

@@ -18,7 +18,17 @@ Array = np.ndarray[Any, Any]
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
-KINDS = ("positions", "scales", "values", "own_positions", "own_values", "exception_positions", "exception_bits")
+PER_BYTE = {2: 8, 3: 5, 4: 4, 5: 3, 6: 3}
+KINDS = (
+    "positions",
+    "scales",
+    "values",
+    "multiples",
+    "own_positions",
+    "own_values",
+    "exception_positions",
+    "exception_bits",
+)
 KINDS += ("neuron_energy", "neuron_cosine", "vector_scales", "vectors", "added", "copied", "appended")
 PHILOX = ((0xD2E7470EE14C6C93, 0xCA5A826395121157), (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B))
 
@@ -64,6 +74,9 @@ class PlainReader:
         listed = positions(self.stream("positions", name), entry, entry["shape"])
         data = self.stream("scales", name) + self.stream("values", name)
         found = list(zip(listed, values(data, entry["values"], listed, entry["shape"]), strict=True))
+        if "multiples" in entry:
+            times = digits(self.stream("multiples", name), entry["multiples"])
+            found = [(p, float(np.float32(v) * np.float32(k + 1))) for (p, v), k in zip(found, times, strict=False)]
         if "own" in entry:
             own = positions(self.stream("own_positions", name), entry["own"], entry["shape"])
             raw = self.stream("own_values", name)
@@ -137,6 +150,9 @@ def streams(entry: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
     if entry["kind"] == "sparse":
         yield "positions", 0, most_positions(entry, total)
         yield from value_streams("scales", "values", entry["values"], entry["count"], shape)
+        if "multiples" in entry:
+            several = -(-entry["count"] // PER_BYTE.get(entry["multiples"], 1))
+            yield "multiples", 0, several * (1 if entry["multiples"] <= 256 else 2)
         if "own" in entry:
             yield "own_positions", 0, most_positions(entry["own"], total)
             yield "own_values", 0, 2 * entry["own"]["count"]
@@ -257,9 +273,13 @@ def levels(data: bytes, count: int) -> list[float]:
     number = 1
     while number < 16 and table[number] > table[number - 1]:
         number += 1
-    digits = {2: 8, 3: 5, 4: 4, 5: 3, 6: 3}.get(number, 1)
-    index = [byte // number**k % number for byte in data[64:] for k in range(digits)]
-    return [table[i] for i in index[:count]] if number > 1 else [table[0]] * count
+    return [table[i] for i in digits(data[64:], number)[:count]] if number > 1 else [table[0]] * count
+
+
+def digits(data: bytes, kinds: int) -> list[int]:
+    if kinds > 256:
+        return [int(pair) for pair in np.frombuffer(unshuffled(data, 2), "<u2")]
+    return [byte // kinds**k % kinds for byte in data for k in range(PER_BYTE.get(kinds, 1))]
 
 
 def grid(maximum: bytes) -> list[float]:

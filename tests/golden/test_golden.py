@@ -88,6 +88,7 @@ def test_it_uses_every_kind_and_encoding() -> None:
     assert [len(entry.bands) for entry in entries if isinstance(entry, LowRank)] == [3]
     assert {e.exceptions.positions for e in entries if e.exceptions} == {"gap", "bitmask"}
     assert any(entry.own for entry in sparse)
+    assert {entry.multiples for entry in sparse} == {1, 3, 20, 300}
     assert any(0 in entry.shape for entry in sparse)
     assert any(entry.shape == () for entry in sparse)
     assert any(entry.count == 0 and 0 not in entry.shape for entry in sparse)

@@ -1,4 +1,4 @@
-"""Workers killed with SIGKILL, again and again: the search ends as if nothing had happened, with one delta."""
+"""Workers killed with SIGKILL, again and again: a compression ends as if nothing had happened, in the same bytes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.e2e.processes import ENVIRONMENT, ended
+from tests.service.compressing import blobs_of, digest_of
 
+from patchbay.checkpoint import Checkpoint
 from patchbay.store import FileBlobs, Hub, SqliteCatalog
 from patchbay_server.jobs.base import Job, Json, State
 from patchbay_server.jobs.sqlite import SqliteQueue
@@ -22,8 +26,10 @@ from patchbay_server.jobs.sqlite import SqliteQueue
 FORKING = Path(__file__).with_name("forking.py")
 ROOT = Path(__file__).parents[2]
 KILLS = 11
-BUDGET = 60
-SPEC = {"seed": 5, "budget": BUDGET, "work": 2000}
+EVALUATIONS = 60  # at most
+BOUNDS = {"target_size": {"target_size": 15_000}, "target_kl": {"target_kl": 0.0005}}
+TEXTS = b"the cat runs\na big dog eats one fox\nmy owl likes good film\nbad\nred green two is not small\n"
+LABELS = b"cat\ndog\nowl\ncat\ndog\n"
 DEADLINE_S = 60.0
 T = "default"
 
@@ -58,10 +64,10 @@ class Forker:
 
 
 @pytest.fixture(scope="module")
-def forker(model_folder: Callable[..., Path], finetune_folder: Callable[..., Path]) -> Iterator[Forker]:
+def forker(model_folder: Callable[..., Path]) -> Iterator[Forker]:
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(ROOT)])}
     process = subprocess.Popen(
-        [sys.executable, str(FORKING), str(model_folder("vit")), str(finetune_folder("vit"))],
+        [sys.executable, str(FORKING), str(model_folder("bert_classifier"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -83,32 +89,86 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def run(forker: Forker, store: Path, kills: int) -> tuple[Job, list[Json], list[str]]:
-    """The ended job, its evaluations and the digests of the deltas there are; `kills` of its workers were killed."""
+@pytest.fixture
+def request_of(
+    model_folder: Callable[..., Path], finetune_folder: Callable[..., Path]
+) -> Callable[[Path, Mapping[str, object]], Json]:
+    """The spec of a search on calibration inputs, whose blobs are put into the store."""
+
+    def make(store: Path, bound: Mapping[str, object]) -> Json:
+        named = blobs_of(finetune_folder("bert_classifier"))
+        with closing(FileBlobs(store / "blobs")) as blobs:
+            for data in [TEXTS, LABELS, *(data for _, data in named.values())]:
+                temp = blobs.new_temp()
+                temp.write_bytes(data)
+                blobs.put(temp, digest_of(data))
+        request = {
+            "name": "math",
+            "files": {name: digest for name, (digest, _) in named.items()},
+            "calibration": digest_of(TEXTS),
+            "labels": digest_of(LABELS),
+            "score": "log_likelihood",
+            "evaluations": EVALUATIONS,
+        }
+        fingerprint = Checkpoint.open(model_folder("bert_classifier")).fingerprint
+        return {"request": request | bound, "fingerprint": fingerprint}
+
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The ended job, its evaluations, and the bytes of every delta there is."""
+
+    job: Job
+    evaluations: list[Json]
+    deltas: list[bytes]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Without the time that it took."""
+        assert self.job.result is not None, self.job.error
+        return {name: value for name, value in self.job.result["report"].items() if name != "seconds"}
+
+
+def is_over(queue: SqliteQueue, job: Job) -> bool:
+    return queue.get(T, job.id).state.is_final
+
+
+def run(forker: Forker, store: Path, spec: Json, kills: int, evaluations: int) -> Outcome:
+    """A job whose worker is killed `kills` times, in the middle of a search of that many evaluations."""
     source = random.Random(kills)
     with closing(SqliteQueue(store / "jobs.db")) as queue:
-        job, _ = queue.submit(T, "search", SPEC)
+        job, _ = queue.submit(T, "compression", spec)
         for kill in range(kills):
             forker.start(store)
             # At least one evaluation further, so that no job is given up, then anywhere: even in the last one's commit.
-            further = 1 + len(queue.evaluations(job.id)) + source.randrange(BUDGET // kills)
-            wanted = min(further, BUDGET - (kills - kill - 1))
-            wait_for(lambda wanted=wanted: len(queue.evaluations(job.id)) >= wanted)
-            time.sleep(source.random() * 0.01)
+            further = 1 + len(queue.evaluations(job.id)) + source.randrange(evaluations // kills)
+            wanted = min(further, evaluations - (kills - kill - 1))
+            wait_for(lambda wanted=wanted: len(queue.evaluations(job.id)) >= wanted or is_over(queue, job))
+            time.sleep(source.random() * 0.02)
             forker.kill(queue)
+            assert not is_over(queue, job), queue.get(T, job.id).error
         forker.start(store)
-        wait_for(lambda: queue.get(T, job.id).state.is_final)
+        wait_for(lambda: is_over(queue, job))
         forker.kill(queue)
-        done, evaluations = queue.get(T, job.id), queue.evaluations(job.id)
+        done, found = queue.get(T, job.id), queue.evaluations(job.id)
     with closing(Hub(SqliteCatalog(store / "catalog.db"), FileBlobs(store / "blobs"), frozenset())) as hub:
-        return done, evaluations, [record.digest for record in hub.catalog.list_versions(T, "math")]
+        digests = [record.digest for record in hub.catalog.list_versions(T, "math")]
+        return Outcome(done, found, [hub.open_blob(digest).read_bytes() for digest in digests])
 
 
-def test_killed_eleven_times_it_ends_in_the_identical_result(forker: Forker, tmp_path: Path) -> None:
-    whole, evaluations, [digest] = run(forker, tmp_path / "whole", kills=0)
-    killed, again, digests = run(forker, tmp_path / "killed", kills=KILLS)
-    assert (whole.state, whole.attempt) == (State.DONE, 1)
-    assert (killed.state, killed.attempt) == (State.DONE, KILLS + 1)
-    assert len(evaluations) == BUDGET and again == evaluations
-    assert killed.result == whole.result
-    assert digests == [digest]
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_killed_eleven_times_it_ends_in_identical_weights(
+    forker: Forker, request_of: Callable[[Path, Mapping[str, object]], Json], tmp_path: Path, bound: str
+) -> None:
+    folders = tmp_path / "whole", tmp_path / "killed"
+    specs = [request_of(folder, BOUNDS[bound]) for folder in folders]
+    whole = run(forker, folders[0], specs[0], kills=0, evaluations=0)
+    killed = run(forker, folders[1], specs[1], kills=KILLS, evaluations=len(whole.evaluations))
+    assert (whole.job.state, whole.job.attempt) == (State.DONE, 1)
+    assert (killed.job.state, killed.job.attempt) == (State.DONE, KILLS + 1)
+    assert len(whole.evaluations) > 2 * KILLS and killed.evaluations == whole.evaluations
+    assert len(whole.deltas) == 1 and killed.deltas == whole.deltas
+    assert killed.report == whole.report
+    assert not [path for path in (folders[1] / "blobs" / "tmp").rglob("*") if path.is_file() and path.name != ".lock"]

@@ -197,6 +197,38 @@ def test_the_eta_is_of_the_stage(queue: JobQueue, clock: Clock, running: Callabl
     assert last["best_score"] is None
 
 
+def test_the_eta_of_a_stage_that_counts_from_one(queue: JobQueue, clock: Clock, running: Callable[[], Run]) -> None:
+    run = running()
+    run.on_progress(0, 40, "compare layer")
+    clock.pass_by(100)
+    for number in range(1, 4):
+        run.on_progress(number, 10, f"search evaluation {number}")
+        clock.pass_by(3)
+    run.on_progress(1, 4, "distil")
+    etas = [report["eta_seconds"] for report in reports(queue, run)]
+    assert etas == [None, 24.0, 21.0, None]
+
+
+def test_evaluations_of_an_earlier_attempt_are_not_in_the_eta(queue: JobQueue, clock: Clock) -> None:
+    queue.submit(T, "search", {})
+    first = queue.claim("ann", LEASE_S)
+    assert first is not None
+    for number in range(5):
+        queue.add_evaluation(lease_of(first), number, {"point": [0.0], "score": 1.0})
+    queue.expire("ann")
+    again = queue.claim("bob", LEASE_S)
+    assert again is not None
+    run = Run(queue, again, LEASE_S, clock=clock)
+    for number in range(1, 6):  # replayed, in no time
+        run.on_progress(number, 10, f"search evaluation {number}")
+    for number in (6, 7, 8):
+        clock.pass_by(3)
+        run.on_evaluation([0.0], 1.0)
+        run.on_progress(number, 10, f"search evaluation {number}")
+    run.flush()
+    assert reports(queue, run)[-1]["eta_seconds"] == 6.0
+
+
 def test_scores_that_are_no_numbers_are_kept_and_never_best(queue: JobQueue, running: Callable[[], Run]) -> None:
     run = running()
     for score in (float("nan"), float("inf"), 1.5, float("-inf")):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import resource
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import httpx2
 import pytest
+from tests.service.commands.test_remote import running
 from tests.service.compressing import digest_of
 from tests.service.serving import Serve, Served, assert_error, ok
 
+from patchbay.backbone import Backbone
+from patchbay_server.settings import Settings
+
 CAP = 3 << 20
+DEADLINE_S = 60.0
 
 
 def put(served: Served, data: bytes, digest: str | None = None) -> object:
@@ -71,3 +83,72 @@ def test_what_is_no_digest(served: Served, digest: str) -> None:
         assert_error(response, 422, "invalid_request", "digest")
     assert served.client.head(f"/v1/blobs/{digest}").status_code in (404, 405, 422)
     assert served.files() == set()
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """What a full disk is to whoever writes: the write fails half-way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 1, (1 << 20) + 1, CAP - 1])
+def test_a_full_disk_keeps_nothing(served: Served, room: int) -> None:
+    data = bytes(CAP)
+    with no_file_larger_than(room):
+        assert_error(put(served, data), 507, "store_full")
+    assert served.files() == set()
+    ok(put(served, data), 201)
+
+
+def test_a_place_that_cannot_be_written_keeps_nothing(served: Served) -> None:
+    """The last step fails: the whole of it has come and is what was promised."""
+    digest = digest_of(b"data")
+    place = served.store / "blobs" / "sha256" / digest.removeprefix("sha256:")[:2]
+    place.write_bytes(b"")
+    files = served.files()
+    assert_error(put(served, b"data"), 503, "store_unavailable")
+    assert served.files() == files
+    place.unlink()
+    ok(put(served, b"data"), 201)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_sender_that_goes_away_in_the_middle(
+    backbone: Callable[[str], Backbone], tmp_path: Path, *, reset: bool
+) -> None:
+    """On a real socket; once as a process that ended, once as a connection that broke."""
+    data = bytes(range(256)) * (CAP // 256)
+    base = backbone("vit")
+    settings = Settings(base=str(base.folder), store=tmp_path)
+
+    def written() -> list[int]:
+        files = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.name != ".lock"]
+        return [file.stat().st_size for file in files]
+
+    with running(settings, base) as url:
+        place = httpx2.URL(url)
+        with socket.create_connection((place.host, place.port)) as sender:
+            head = (
+                f"PUT /v1/blobs/{digest_of(data)} HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {len(data)}\r\n\r\n"
+            )
+            sender.sendall(head.encode() + data[: CAP // 2])
+            until(lambda: sum(written()) >= 1 << 20)
+            if reset:
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        until(lambda: not written())
+        with httpx2.Client(base_url=url) as client:
+            assert client.head(f"/v1/blobs/{digest_of(data)}").status_code == 404
+            ok(client.put(f"/v1/blobs/{digest_of(data)}", content=data), 201)
+        assert written() == [len(data)]

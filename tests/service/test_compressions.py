@@ -17,7 +17,9 @@ from tests import pico
 from tests.service.compressing import compressed, put_blob, put_folder, work
 from tests.service.serving import Serve, Served, assert_error, ok
 
+from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Options, compress
+from patchbay.compress.options import ScoreName
 from patchbay_server.jobs.base import lease_of
 from patchbay_server.jobs.files import lay_out, lay_out_calibration
 from patchbay_server.schemas import CompressionRequest
@@ -119,6 +121,54 @@ def test_a_search_that_was_cut_off_ends_in_the_identical_delta(
     assert len(ok(served.get("/v1/deltas/math"))["versions"]) == 1
 
 
+def put_labels(served: Served, *labels: str) -> str:
+    return put_blob(served, "".join(f"{label}\n" for label in labels).encode())
+
+
+@pytest.mark.parametrize("score", ["accuracy", "balanced_accuracy", "log_likelihood"])
+def test_labels_end_with_the_delta_that_the_command_line_makes(
+    served: Served, search: dict[str, Any], tuned: Path, tmp_path: Path, score: ScoreName
+) -> None:
+    calibration, labels = tmp_path / "images.npy", tmp_path / "labels.txt"
+    calibration.write_bytes(served.hub.open_blob(search["calibration"]).read_bytes())
+    labels.write_text("cat\ndog\ncat\ndog\n")
+    job = compressed(served, search | {"labels": put_blob(served, labels.read_bytes()), "score": score})
+    assert job["state"] == "done", job["error"]
+    named = pico.rewrite(tuned, tmp_path / "math", lambda tensors: tensors)
+    options = Options(density=0.2, groups=3, evaluations=8, score=score)
+    out = tmp_path / "local.safetensors"
+    report = compress(served.backbone.folder, named, out, options, calibration=Calibration.read(calibration, labels))
+    assert served.get("/v1/deltas/math/file").content == out.read_bytes()
+    assert job["result"]["report"]["score"] == report.score == job["progress"]["best_score"]
+
+
+@pytest.mark.parametrize("labels", [("cat",), ("cat", "dog", "cat", "horse")])
+def test_labels_that_do_not_match(served: Served, search: dict[str, Any], labels: tuple[str, ...]) -> None:
+    job = compressed(served, search | {"labels": put_labels(served, *labels), "score": "accuracy"})
+    assert (job["state"], job["error"]["code"], job["error"]["param"]) == ("failed", "invalid_input", "labels")
+
+
+@pytest.mark.parametrize(
+    ("change", "left_out", "code", "param"),
+    [
+        ({"score": "accuracy"}, "calibration", "invalid_input", "labels"),
+        ({"score": "accuracy"}, "labels", "invalid_input", "labels"),
+        ({"score": "kl"}, None, "invalid_input", "score"),
+        ({}, None, "invalid_input", "score"),
+        ({"score": "f1"}, None, "invalid_recipe", "score"),
+        ({"score": "accuracy", "labels": ABSENT}, None, "not_found", "labels"),
+        ({"score": "accuracy", "labels": "labels.txt"}, None, "invalid_request", "labels"),
+    ],
+)
+def test_labels_that_go_with_nothing_are_refused_at_once(
+    served: Served, search: dict[str, Any], change: dict[str, Any], left_out: str | None, code: str, param: str
+) -> None:
+    asked = search | {"labels": put_labels(served, *"abcd")} | change
+    asked.pop(left_out or "", None)
+    assert_error(served.post("/v1/compressions", asked), 404 if code == "not_found" else 422, code, param)
+    assert ok(served.get("/v1/jobs"))["data"] == []
+
+
 def test_calibration_inputs_that_do_not_suit_the_model(served: Served, search: dict[str, Any]) -> None:
     job = compressed(served, search | {"calibration": put_blob(served, b"a line of text\n")})
     assert job["state"] == "failed" and job["error"]["type"] == "invalid_request_error"
@@ -142,8 +192,11 @@ def test_a_name_that_a_merge_takes_meanwhile(
     served: Served, body: dict[str, Any], delta_file: Callable[..., Path]
 ) -> None:
     served.upload("code", delta_file("vit", 2))
-    job = ok(served.post("/v1/compressions", body), 202)
+    key = {"Idempotency-Key": "k"}
+    job = ok(served.post("/v1/compressions", body, headers=key), 202)
     ok(served.post("/v1/merges", {"name": "math", "recipe": "0.5*code"}), 201)
+    # What is checked of a new request is not held against a job that is there.
+    assert ok(served.post("/v1/compressions", body, headers=key))["id"] == job["id"]
     files = served.files()
     assert work(served) == 1
     assert ok(served.get(f"/v1/jobs/{job['id']}"))["error"]["code"] == "name_taken"
@@ -216,6 +269,7 @@ def test_a_blob_that_is_not_there(served: Served, body: dict[str, Any]) -> None:
         ({"method": "magic"}, "invalid_recipe", "method"),
         ({"target_kl": 0.1}, "invalid_recipe", "target_kl"),
         ({"density": None, "target_kl": 0.1}, "invalid_recipe", "target_kl"),
+        ({"method": "scaled_magnitude"}, "invalid_recipe", "method"),
         ({"target_size": 1000}, "invalid_recipe", "target_size"),
         ({"target_size": 0}, "invalid_request", "target_size"),
         ({"seed": -1}, "invalid_request", "seed"),
@@ -230,7 +284,7 @@ def test_bad_requests_are_refused_at_once(
 
 
 def test_every_option_of_the_library_and_no_other() -> None:
-    ours = {"name", "files", "calibration", "activate"}
+    ours = {"name", "files", "calibration", "labels", "activate"}
     assert CompressionRequest.model_fields.keys() - ours == {field.name for field in fields(Options)}
 
 
@@ -245,11 +299,13 @@ def test_idempotency(served: Served, body: dict[str, Any]) -> None:
     again = post("k-1", shuffled)
     assert ok(again)["id"] == job["id"] and again.headers["location"] == first.headers["location"]
     assert_error(post("k-1", body | {"density": 0.2}), 422, "idempotency_conflict", "idempotency-key")
+    assert_error(post("k-3", body | {"density": 2.0}), 422, "invalid_recipe", "density")
+    assert ok(post("k-3", body | {"density": 0.25}), 202)["state"] == "queued"  # a refusal has not used the key up
     assert ok(post("k-2", body), 202)["id"] != job["id"]
-    assert work(served) == 2
+    assert work(served) == 3
     assert ok(post("k-1", body))["state"] == "done"
     assert_error(post("x" * 256, body), 422, "invalid_request", "Idempotency-Key")
-    assert len(ok(served.get("/v1/jobs"))["data"]) == 2
+    assert len(ok(served.get("/v1/jobs"))["data"]) == 3
 
 
 def test_laid_out_files_are_the_blobs(served: Served, body: dict[str, Any], tuned: Path, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ Band = tuple[torch.Tensor, torch.Tensor, str]
 
 @dataclass(frozen=True, slots=True)
 class SparsePart:
-    """Kept entries. `own` marks those that keep a value of their own where `values` holds one for many; `seed` is what
-    the positions came from, if they did.
+    """Kept entries. `multiples`: how often each counts the value that `values` holds for many; `seed` is what the
+    positions came from, if they did.
     """
 
     rows: SparseRows
     values: str
-    own: torch.Tensor | None = None
+    multiples: torch.Tensor | None = None
     seed: int | None = None
 
     @classmethod

@@ -1,8 +1,9 @@
 """NPS with a sampled support: the re-weighted task vector, pruned at random but unbiased.
 
 NPS multiplies each magnitude group of the vector by a weight and keeps the largest entries. Here the re-weighted vector
-u = w * tau is sampled instead: entry i with probability proportional to |u_i|, kept as +- one constant. A weight says
-how much of a group arrives, and by that how often its entries are kept: the byte budget holds whatever the weights.
+u = w * tau is sampled instead: entry i with probability proportional to |u_i|, kept as +- one constant, or a multiple
+of it where |u_i| is larger. A weight says how much of a group arrives, and by that how often its entries are kept: the
+byte budget holds whatever the weights.
 Weights (0, .., 0, s, .., s) are "sampled within the largest R, times s"; the search starts from the best of those.
 """
 
@@ -16,12 +17,11 @@ from typing import NamedTuple
 import torch
 
 from patchbay.compress.parts import Part, SparsePart, Vector
-from patchbay.compress.sampling import Kept, SystematicWalk, geometric_bounds, rank_values, solve_rate
+from patchbay.compress.sampling import SystematicWalk, geometric_bounds, rank_values, solve_rate
 from patchbay.delta import SparseRows
+from patchbay.delta.codecs.digits import MAX_KINDS
 
 Scales = Mapping[str, torch.Tensor]  # name -> importance of an input column, broadcastable to the matrix
-# Above this share of kept entries that need a value of their own, four bits for all are smaller than one and sixteen.
-MAX_OWN = 0.05
 
 
 class Weighted(NamedTuple):
@@ -49,22 +49,24 @@ class Sampled:
         chosen = torch.tensor(weights, dtype=torch.float32)
         weighted = {name: self._weigh(name, chosen) for name in self.vector.names}
         rate = solve_rate([part.magnitudes for part in weighted.values()], keep) if keep else 0.0
-        walk = SystematicWalk(seed)
+        walk, more = SystematicWalk(seed), SystematicWalk(seed, stream=1)
         for name in self.vector.names:
             part = weighted.pop(name)
             drawn = walk(torch.nan_to_num(part.magnitudes * rate, nan=0.0).clamp_(max=1))
-            yield name, self._part(name, part, drawn, rate)
+            size = part.magnitudes[drawn]
+            times = 1 + more.counts((size.double() * rate - 1).clamp_(min=0)) if math.isfinite(rate) else None
+            yield name, self._part(name, part.positions[drawn], size, times, rate)
 
-    def _part(self, name: str, weighted: Weighted, drawn: Kept, rate: float) -> SparsePart:
-        tau, positions = self.vector.read(name), weighted.positions[drawn.positions]
+    def _part(
+        self, name: str, positions: torch.Tensor, size: torch.Tensor, times: torch.Tensor | None, rate: float
+    ) -> SparsePart:
+        """Kept in full (no `times`), or with multiples that no file holds, entries keep a value of their own."""
+        tau = self.vector.read(name)
         scale = self._scale(name).expand(tau.shape).reshape(-1)[positions]
-        own = drawn.probabilities >= 1
-        size = weighted.magnitudes[drawn.positions] / scale
-        values = torch.copysign(torch.where(own, size, 1 / (rate * scale)), tau.reshape(-1)[positions])
-        rows = SparseRows(tuple(tau.shape), positions, values)
-        if float(own.sum()) > MAX_OWN * max(1, len(own)):
-            return SparsePart(rows, "int4")
-        return SparsePart(rows, self._encoding(name), own)
+        exact = times is None or float(times.max() if len(times) else 1) > MAX_KINDS
+        values = size / scale if exact or times is None else (times / (rate * scale.double())).float()
+        rows = SparseRows(tuple(tau.shape), positions, torch.copysign(values, tau.reshape(-1)[positions]))
+        return SparsePart(rows, "int8") if exact else SparsePart(rows, self._encoding(name), times)
 
     def _weigh(self, name: str, weights: torch.Tensor) -> Weighted:
         importance = self._importance(name).reshape(-1)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from patchbay.compress.distil import Distilled
@@ -17,7 +18,7 @@ from patchbay.delta import DeltaFile
 from patchbay.errors import InvalidRecipe
 
 CLOSE = 0.985  # of the size asked for: near enough to stop
-STILL_CLOSE = 0.96
+STILL_CLOSE = 0.96  # after a search, whose draw is for one density
 SHARES = (1.0, 0.98, 0.95, 0.9)  # of the density that fits without distillation
 TRIES = 14
 KL_STEPS = 8
@@ -47,10 +48,10 @@ def fit_size(
         def size_of(density: float) -> int:
             return writer.write(method, density, attempt).num_bytes
 
-        density = _fitting(size_of, numel, fixed, target)
+        fit = partial(_fitting, size_of, numel, fixed, target)
+        density = fit(min(0.5, density_of(8 * (target - fixed) / max(1, numel))), CLOSE)
         method.tune(density)
-        if not STILL_CLOSE * target <= size_of(density) <= target:
-            density = _fitting(size_of, numel, fixed, target)
+        density = fit(density, STILL_CLOSE)
         for share in SHARES:
             # Tuned norms may compress a little worse than the fine-tune's own.
             file = writer.write(method, share * density, attempt, distilled(share * density))
@@ -64,29 +65,46 @@ def fit_size(
     return DeltaFile.open(out)
 
 
-def _fitting(size_of: Callable[[float], int], numel: int, fixed: int, target: int) -> float:
-    """The largest density tried whose file has at most `target` bytes; 0 where none had.
-
-    The first guess is that of one-bit values; from then on a line through the sizes on both sides of the bound, or
-    the middle between them where a line has come down on the same side twice.
+def _fitting(size_of: Callable[[float], int], numel: int, fixed: int, target: int, start: float, close: float) -> float:
+    """The largest density tried, from `start` on, whose file has at most `target` bytes; 0 where none had. It ends with
+    a file of `close` of them.
     """
-    aim = target * (1 + CLOSE) / 2
-    low, high = (0.0, fixed), (1.0, 0)  # (density, size): fits, does not fit; of density 1 that is not known yet
-    density, sides = density_of(8 * (target - fixed) / max(1, numel)), ""
+    low, high = (0.0, fixed), (1.0, math.inf)  # (density, bytes): fits, does not fit
+    aim = max(1.0, target * (1 + CLOSE) / 2 - fixed)
+    density = start
+    tries: list[tuple[float, float]] = []
     for _ in range(TRIES):
         size = size_of(density)
-        if size <= target:
-            low, sides = (density, size), sides + "<"
-        else:
-            high, sides = (density, size), sides + ">"
-        if low[0] >= 1.0 or low[1] >= CLOSE * target:
+        low, high = ((density, size), high) if size <= target else (low, (density, size))
+        if low[0] >= 1.0 or low[1] >= close * target:
             break
-        known = high[1] > low[1]
-        slope = (high[0] - low[0]) / (high[1] - low[1]) if known else low[0] / max(1, low[1] - fixed)
-        density = min(high[0], low[0] + slope * (aim - low[1]))
-        if (known and sides[-2:] in ("<<", ">>")) or not low[0] < density < high[0]:
-            density = (low[0] + high[0]) / 2 if known else 1.0
+        tries.append((density, size - fixed))
+        density = (
+            _secant(tries[-2], tries[-1], aim) if len(tries) > 1 else _extrapolated(density, size - fixed, aim, numel)
+        )
+        if not low[0] < density < high[0]:
+            density = (low[0] + high[0]) / 2 if high[1] < math.inf else min(1.0, 2 * low[0])
     return low[0]
+
+
+def _extrapolated(density: float, size: float, aim: float, numel: int) -> float:
+    """Where a density d costs H(d) + b d bits an entry, b as this one has it; in proportion, where positions cost less.
+
+    `size` and `aim`: bytes.
+    """
+    bits = 8 / max(1, numel)
+    value_bits = (bits * size - _entropy(density)) / density if density else 1.0
+    if value_bits < 0:
+        return density * aim / max(1.0, size)
+    return density_of(bits * aim, value_bits)
+
+
+def _secant(before: tuple[float, float], last: tuple[float, float], aim: float) -> float:
+    """On the line through two (density, bytes) in logarithms; 0 where there is none."""
+    if not (before[0] > 0 and last[0] > 0 and before[1] > 0 and last[1] > 0) or before[1] == last[1]:
+        return 0.0
+    share = math.log(aim / before[1]) / math.log(last[1] / before[1])
+    return float(before[0] * (last[0] / before[0]) ** share)
 
 
 def fit_kl(problem: Problem, method: Method, target: float) -> float:
@@ -117,14 +135,17 @@ def fit_kl(problem: Problem, method: Method, target: float) -> float:
     return math.exp(high)
 
 
-def density_of(bits: float) -> float:
-    """The d with H(d) + d = bits, H the binary entropy: positions and one-bit values. For others a first guess."""
-    if bits >= math.log2(3):  # the maximum, at d = 2/3
+def density_of(bits: float, value_bits: float = 1.0) -> float:
+    """The d with H(d) + b d = bits, H the binary entropy, b = `value_bits`: positions and values. Above the largest
+    such sum, log2(1 + 2^b), it is 1.
+    """
+    most = math.log2(1 + 2**value_bits)
+    if bits >= most:
         return 1.0
-    low, high = 0.0, 2 / 3
+    low, high = 0.0, 1 / (1 + 2**-value_bits)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _entropy(middle) + middle < bits else (low, middle)
+        low, high = (middle, high) if _entropy(middle) + value_bits * middle < bits else (low, middle)
     return low
 
 

@@ -166,7 +166,8 @@ def _add(streams: Streams, name: str, part: Part, dtype: torch.dtype) -> torch.T
     match part:
         case SparsePart():
             values = _SPARSE_VALUES.get(part.values, part.values)
-            return streams.add_sparse(name, part.rows, values, dtype, part.own, seed=part.seed).to_dense()
+            times = part.multiples
+            return streams.add_sparse(name, part.rows, values, dtype, seed=part.seed, multiples=times).to_dense()
         case DensePart():
             return streams.add_whole(name, part.difference, _SPARSE_VALUES.get(part.values, part.values), dtype)
         case LowRankPart():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values
+from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values, digits
 from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, LowRank, Sparse, numel
 from patchbay.delta.frames import unshuffle
@@ -85,6 +85,10 @@ def _decode_companions(parts: _Parts, name: str, entry: Entry, read: ReadStream)
 def _decode_sparse(name: str, entry: Sparse, read: ReadStream) -> SparseRows:
     positions = _positions(entry, read(Stream("positions", name)), entry.shape)
     values = _values(name, entry, entry.values, positions, entry.shape, read)
+    if entry.multiples > 1:
+        times = 1 + digits.unpack(read(Stream("multiples", name)), entry.count, entry.multiples).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the tensor's name
+            values = values * times
     if entry.own:
         own = _positions(entry.own, read(Stream("own_positions", name)), entry.shape)
         own_values = VALUES[OWN_VALUES].decode(read(Stream("own_values", name)), own, entry.shape)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from patchbay.checkpoint import raw_bytes
-from patchbay.delta.codecs import VALUES, Positions, Shape, Values, best_positions, seeded_positions
+from patchbay.delta.codecs import VALUES, Positions, Shape, Values, best_positions, digits, seeded_positions
 from patchbay.delta.codecs.seeded import SEED_BYTES, Seeded
 from patchbay.delta.delta import Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Band, Dense, Entries, Entry, LowRank, Sparse, numel
@@ -38,12 +38,15 @@ class Streams:
         own: torch.Tensor | None = None,
         *,
         seed: int | None = None,
+        multiples: torch.Tensor | None = None,
     ) -> SparseRows:
         """One pruned matrix; returns it as a reader will see it.
 
         `dtype` is the fine-tuned tensor's; `own` a bool mask over the kept entries that keep a bf16 value of their own.
-        With `seed`, the positions are those of `seeded_positions(seed, ...)` and only the seed is stored.
+        With `seed`, the positions are those of `seeded_positions(seed, ...)` and only the seed is stored. With
+        `multiples`, whole numbers from 1 to 65536 a kept entry, values / multiples is what `values` encodes.
         """
+        assert own is None or multiples is None, "an own value is not a multiple"
         positions, kept = rows.positions.numpy().astype(np.int64), rows.values.numpy().copy()
         mask = np.zeros(len(positions), np.bool_) if own is None else own.numpy()
         own_entries = None
@@ -59,9 +62,11 @@ class Streams:
             positions=listed.positions,
             values=values,
             own=own_entries,
+            multiples=1 if multiples is None or not len(multiples) else int(multiples.max()),
         )
-        kept[~mask] = self._add_values(name, entry, values, kept[~mask], positions[~mask], rows.shape)
-        return SparseRows(rows.shape, rows.positions, torch.from_numpy(kept))
+        times = np.float32(1) if multiples is None else self._add_multiples(name, entry, multiples)
+        kept[~mask] = self._add_values(name, entry, values, kept[~mask] / times, positions[~mask], rows.shape)
+        return SparseRows(rows.shape, rows.positions, torch.from_numpy(kept * times))
 
     def add_dense(self, name: str, difference: torch.Tensor, values: str, dtype: torch.dtype) -> torch.Tensor:
         """A norm, bias or tiny matrix whose whole difference is kept, in fp32 where that is the encoding of `values`
@@ -147,6 +152,12 @@ class Streams:
         codec = best_positions(len(positions), numel(shape))
         self.streams[stream] = codec.encode(positions, numel(shape))
         return Entries(count=len(positions), positions=codec.name)
+
+    def _add_multiples(self, name: str, entry: Sparse, multiples: torch.Tensor) -> Values:
+        times = multiples.numpy()
+        if entry.multiples > 1:
+            self.streams[Stream("multiples", name)] = digits.pack(times.astype(np.int64) - 1, entry.multiples)
+        return times.astype(np.float32)
 
     def _add_own(self, name: str, values: Values, positions: Positions, shape: Shape) -> Values:
         data = VALUES[OWN_VALUES].encode(values, positions, shape)

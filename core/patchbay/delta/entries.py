@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from patchbay.delta.codecs import POSITIONS, VALUES
+from patchbay.delta.codecs.digits import MAX_KINDS
 
 MAX_RANK = 8
 MAX_DIM = 2**31
@@ -76,12 +77,13 @@ class TensorEntry(Strict):
 
 class Sparse(Entries, TensorEntry):
     """A pruned matrix: base + the values at the positions. `own` lists further entries that keep a bf16 value of their
-    own.
+    own; `multiples` m says that a value counts 1 to m times, as often as the stream of that name says.
     """
 
     kind: Literal["sparse"]
     values: str
     own: Entries | None = None
+    multiples: Annotated[int, Field(ge=1, le=MAX_KINDS)] = 1
 
     @field_validator("values")
     @classmethod

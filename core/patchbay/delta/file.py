@@ -31,6 +31,7 @@ ITEM_OF_KIND = {
     "positions": "positions",
     "scales": "scales",
     "values": "values",
+    "multiples": "values",
     "own_positions": "own",
     "own_values": "own",
     "vector_scales": "vectors",

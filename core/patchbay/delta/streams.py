@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from patchbay.delta.codecs import POSITIONS, VALUES
+from patchbay.delta.codecs import POSITIONS, VALUES, digits
 from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, LowRank, Sparse, numel, rows_columns
 from patchbay.delta.manifest import Manifest
 from patchbay.errors import MalformedDelta
@@ -24,6 +24,7 @@ KINDS = (
     "positions",
     "scales",
     "values",
+    "multiples",
     "own_positions",
     "own_values",
     "exception_positions",
@@ -117,6 +118,8 @@ def _streams(name: str, entry: Entry) -> Iterator[tuple[Stream, int]]:
     if isinstance(entry, Sparse):
         yield Stream("positions", name), _position_bound(entry, entry.shape)
         yield from _value_streams(name, entry, entry.values, entry.count, entry.shape)
+        if entry.multiples > 1:
+            yield Stream("multiples", name), digits.num_bytes(entry.count, entry.multiples)
         if entry.own:
             yield Stream("own_positions", name), _position_bound(entry.own, entry.shape)
             yield Stream("own_values", name), VALUES[OWN_VALUES].max_bytes(entry.own.count, entry.shape)

@@ -20,12 +20,12 @@ from patchbay_server.commands.output import facts, open_console, print_json, pro
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.commands.search_record import SearchRecord
 from patchbay_server.commands.sizes import parse_size
+from patchbay_server.jobs.inputs import check_inputs
 
 if TYPE_CHECKING:
     from patchbay.compress.compress import Report
 
 DEFAULTS = Options()
-MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 Update = Callable[[int, int, str], None]
 
 
@@ -113,10 +113,10 @@ def compress(
         merge_statistics=not no_merge_statistics,
         distil=not no_distil,
     )
-    _check_inputs(options, calibration, labels)
+    check_inputs(options, calibration, labels)
     if server is not None:
-        _refuse_given("--server: the server has the base and the store", base=base, out=out, labels=labels, force=force)
-        report = _run_remotely(server, finetuned, name, options, calibration, activate)
+        _refuse_given("--server: the server has the base and the store", base=base, out=out, force=force)
+        report = _run_remotely(server, finetuned, name, options, calibration, labels, activate)
     else:
         _refuse_given("compressing here: it is for --server", name=name, no_activate=not activate)
         report = _run(base, finetuned, _checked_out(out, force), options, calibration, labels)
@@ -124,20 +124,6 @@ def compress(
         print_json(_plain(report).to_dict())
     else:
         open_console().print(_closing_table(report, options))
-
-
-def _check_inputs(options: Options, calibration: Path | None, labels: Path | None) -> None:
-    """What would fail after the models were read and compared is said at once."""
-    if calibration is None and (options.target_kl is not None or options.method == "scaled_magnitude"):
-        param = "target_kl" if options.target_kl is not None else "method"
-        raise InvalidRecipe(f"{param.replace('_', '-')} needs --calibration: inputs to measure on", param=param)
-    if labels is not None and calibration is None:
-        raise InputError("--labels are those of the calibration inputs: give --calibration", param="labels")
-    if (options.score == "kl") != (labels is None):
-        raise InputError(
-            "--labels and a --score that needs them (accuracy, balanced_accuracy, log_likelihood) go together",
-            param="labels" if labels is None else "score",
-        )
 
 
 def _refuse_given(what: str, **given: object) -> None:
@@ -181,7 +167,13 @@ def _run(
 
 
 def _run_remotely(
-    server: str, finetuned: str, name: str | None, options: Options, calibration: Path | None, activate: bool
+    server: str,
+    finetuned: str,
+    name: str | None,
+    options: Options,
+    calibration: Path | None,
+    labels: Path | None,
+    activate: bool,
 ) -> Report:
     if name is None:
         raise InputError("--name is missing: what the delta is called on the server", param="name")
@@ -190,7 +182,8 @@ def _run_remotely(
     silence_libraries()
     # What is left out is the server's default: servers may know fewer options.
     given = {key: value for key, value in asdict(options).items() if value != getattr(DEFAULTS, key)}
-    return compress_remotely(server, finetuned, name, given, calibration=calibration, activate=activate)
+    inputs = {"calibration": calibration, "labels": labels}
+    return compress_remotely(server, finetuned, name, given, **inputs, activate=activate)
 
 
 @contextmanager
@@ -217,11 +210,10 @@ def _recorded(
 
 def _digest(base: str, finetuned: str, options: Options, files: list[Path]) -> str:
     """Over everything that scores depend on: the models' files, the inputs, the options and our version."""
-    from patchbay.checkpoint import resolve_folder
+    from patchbay_server.jobs.files import model_files
 
     parts = [patchbay.__version__, repr(options)]
-    folders = [resolve_folder(source) for source in (base, finetuned)]
-    models = [sorted(file for file in folder.iterdir() if file.suffix in MODEL_SUFFIXES) for folder in folders]
+    models = [model_files(source).values() for source in (base, finetuned)]
     for file in [*models[0], *models[1], *files]:
         with file.open("rb") as opened:
             parts.append(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}")

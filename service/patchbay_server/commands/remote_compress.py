@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchbay_server.commands.compress import staged
 from patchbay_server.commands.failures import ServerError
 from patchbay_server.commands.output import BYTES, open_console, progress
 
@@ -29,20 +30,27 @@ def compress_remotely(
     options: Mapping[str, object],
     *,
     calibration: Path | None = None,
+    labels: Path | None = None,
     activate: bool = True,
 ) -> Report:
     """Compresses on the server at the URL `server`; the delta is stored there as `name`.
 
     `options` are fields of POST /v1/compressions. The report's `path` says where the delta is. Raises
-    UnsupportedBackbone for a folder that is no model; ServerUnreachable; ServerError, also for a job that failed.
+    UnsupportedBackbone for a folder that is no model; InputError for inputs that cannot be read or labels that do not
+    match them; ServerUnreachable; ServerError, also for a job that failed.
     """
+    from patchbay.compress.calibration import Calibration
     from patchbay.compress.compress import Report
     from patchbay_server.commands.follow import JobClient
+    from patchbay_server.jobs.files import model_files
 
+    inputs = {key: path for key, path in (("calibration", calibration), ("labels", labels)) if path is not None}
+    if calibration is not None:
+        Calibration.read(calibration, labels)  # what the job would fail of is said before gigabytes are sent
     files = model_files(finetuned)
-    digests = _hash([*files.values(), *([calibration] if calibration else [])])
+    digests = _hash([*files.values(), *inputs.values()])
     body: dict[str, object] = {"name": name, "files": {key: digests[path] for key, path in files.items()}, **options}
-    body |= {"activate": activate, "calibration": digests[calibration] if calibration else None}
+    body |= {"activate": activate, **{key: digests[path] for key, path in inputs.items()}}
     with JobClient(server) as client:
         _upload(client, digests)
         # A key of its own: a POST whose answer was lost can be sent again, and a new run is a new job.
@@ -55,19 +63,6 @@ def compress_remotely(
     except TypeError as error:
         message = f"{delta['name']}@{delta['version']} is stored, but the server reports as another version of Patchbay"
         raise ServerError(message, 500, code="unexpected_answer") from error
-
-
-def model_files(finetuned: str) -> dict[str, Path]:
-    """What makes up the model in its folder, by name: weights that are used, configuration and tokenizer."""
-    from patchbay.checkpoint import Checkpoint
-    from patchbay_server.jobs.files import CONFIGS, is_model_file
-
-    if (Path(finetuned) / CONFIGS[1]).is_file():  # an adapter: nothing but itself is in its folder
-        return {file.name: file for file in sorted(Path(finetuned).iterdir()) if is_model_file(file.name)}
-    checkpoint = Checkpoint.open(finetuned)
-    used = {stored.file for stored in checkpoint.tensors.values()}
-    plain = {file for file in checkpoint.folder.iterdir() if file.is_file() and is_model_file(file.name)}
-    return {file.name: file for file in sorted(used | {f for f in plain if f.suffix != ".safetensors"})}
 
 
 def _hash(files: list[Path]) -> dict[Path, str]:
@@ -106,10 +101,11 @@ def _upload(client: JobClient, digests: Mapping[Path, str]) -> None:
 def _follow(client: JobClient, job: str) -> dict[str, Any]:
     """The result of the job. What ends this command does not end the job."""
     try:
-        with progress("compress") as update:
+        with progress("compress") as bar:
+            update = staged(bar, 0)
             for event in client.follow(job):
                 if event.kind == "progress":
-                    update(event.data["done"], event.data["total"], _note(event.data))
+                    update(event.data["done"], event.data["total"], event.data["stage"])
                 elif event.is_last:
                     return _result(job, event.data)
     except KeyboardInterrupt:
@@ -117,11 +113,6 @@ def _follow(client: JobClient, job: str) -> dict[str, Any]:
         open_console(stderr=True).print(text, soft_wrap=True)
         raise
     raise AssertionError("follow ends with the job's end")
-
-
-def _note(data: Mapping[str, Any]) -> str:
-    best = data["best_score"]
-    return data["stage"] if best is None else f"{data['stage']}, best {best:.4g} of {data['evaluation']}"
 
 
 def _result(job: str, data: Mapping[str, Any]) -> dict[str, Any]:

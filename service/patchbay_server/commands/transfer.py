@@ -16,6 +16,7 @@ from patchbay.errors import InputError, InvalidRecipe
 from patchbay_server.commands.options import BaseOption, JsonOption
 from patchbay_server.commands.output import listing, open_console, print_json, progress
 from patchbay_server.commands.quiet import silence_libraries
+from patchbay_server.jobs.inputs import check_retained
 
 if TYPE_CHECKING:
     from patchbay.compress.transfer import Curve
@@ -54,8 +55,7 @@ def transfer(
 ) -> None:
     """Measure base + lambda * delta: what the target task gains and what the base retains, for every lambda."""
     chosen = parse_scales(scales)
-    if retained_labels is not None and retained is None:
-        raise InputError("--retained-labels are those of --retained: give its inputs, too", param="retained_labels")
+    check_retained(retained, retained_labels)
     if plot is not None:
         _check_plot(plot)
     from patchbay.compress.calibration import Calibration

@@ -1,4 +1,4 @@
-"""A job's files: which names they may have, and how blobs become a folder. Knows no formats."""
+"""A job's files: which of a folder make up a model, which names they may have, and how blobs become a folder again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from patchbay.checkpoint import Checkpoint, resolve_folder
 from patchbay.errors import InputError, NotFound, UnsupportedFile
 from patchbay.store.base import Digest
 from patchbay.store.hub import Hub
@@ -23,6 +24,19 @@ _NUMPY = b"\x93NUMPY"
 def is_model_file(name: str) -> bool:
     stem, dot, suffix = name.rpartition(".")
     return _NAME.fullmatch(name) is not None and bool(stem) and suffix in SUFFIXES
+
+
+def model_files(source: str | Path) -> dict[str, Path]:
+    """By name, what makes up a model or an adapter: its weights, configuration and tokenizer.
+
+    Whatever else lies in its folder is left out. Raises UnsupportedBackbone.
+    """
+    folder = resolve_folder(source)
+    files = {file for file in folder.iterdir() if file.is_file() and is_model_file(file.name)}
+    if not (folder / CONFIGS[1]).is_file():  # an adapter has no weights but those in its folder
+        used = {stored.file for stored in Checkpoint.open(folder).tensors.values()}
+        files = used | {file for file in files if file.suffix != ".safetensors"}
+    return {file.name: file for file in sorted(files)}
 
 
 def check_filename(name: str) -> str:
@@ -56,10 +70,10 @@ def check_model(names: Iterable[str]) -> None:
         raise InputError("the files lack weights: name at least one .safetensors file", param="files")
 
 
-def check_blobs(hub: Hub, wanted: Mapping[str, Digest]) -> None:
-    """`wanted`: what it is for -> its blob. Raises NotFound that names the first one that is not there."""
+def check_blobs(hub: Hub, wanted: Mapping[str, Digest | None]) -> None:
+    """`wanted`: what it is for -> its blob, if one is named. Raises NotFound for the first one that is not there."""
     for what, digest in wanted.items():
-        if not hub.blobs.exists(digest):
+        if digest is not None and not hub.blobs.exists(digest):
             raise NotFound(f"{what} is not on the server: PUT /v1/blobs/{digest} first", param=what)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Report
 from patchbay.compress.compress import compress as library_compress
 from patchbay.compress.options import Options
 from patchbay.compress.search import Evaluation
-from patchbay.errors import InvalidRecipe, StoreFull
+from patchbay.compress.transfer import transfer as library_transfer
+from patchbay.errors import StoreFull
+from patchbay.store.base import Digest
 from patchbay.store.hub import Hub
 from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import lay_out, lay_out_calibration
+from patchbay_server.jobs.inputs import check_inputs
 from patchbay_server.jobs.publish import Base, publish
 from patchbay_server.jobs.run import Run
 from patchbay_server.records import to_json
@@ -27,7 +31,7 @@ from patchbay_server.schemas import CompressionRequest, TransferRequest
 COMPRESSION = "compression"
 TRANSFER = "transfer"
 # What of a request is not the library's business.
-_OURS = frozenset({"name", "files", "calibration", "activate"})
+_OURS = frozenset({"name", "files", "calibration", "labels", "activate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +44,14 @@ class Bench:
 
 
 def make_options(request: CompressionRequest) -> Options:
-    """The library's options; what the request leaves out is the library's default. Raises InvalidRecipe."""
+    """The library's options; what the request leaves out is the library's default.
+
+    Raises InvalidRecipe, and InputError where options and inputs do not go together.
+    """
     given = {name: value for name, value in request.model_dump(exclude=set(_OURS)).items() if value is not None}
-    if request.target_kl is not None and request.calibration is None:
-        raise InvalidRecipe("target_kl is measured on calibration inputs: name their blob", param="target_kl")
-    return Options(**given)
+    options = Options(**given)
+    check_inputs(options, request.calibration, request.labels)
+    return options
 
 
 def compression(bench: Bench, run: Run) -> Json:
@@ -54,7 +61,7 @@ def compression(bench: Bench, run: Run) -> Json:
     with _folder(bench.hub) as folder:
         # Named like the delta and not by chance: the file says what it was made of, and must be the same every time.
         finetuned = lay_out(bench.hub, request.files, folder / request.name)
-        inputs = lay_out_calibration(bench.hub, request.calibration, folder) if request.calibration else None
+        inputs = _read(bench.hub, request.calibration, request.labels, folder / "inputs")
         out = folder / "delta.safetensors"
         report = _compress(bench.base, finetuned, out, make_options(request), inputs, run)
         run.check()
@@ -79,7 +86,15 @@ def _folder(hub: Hub) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compress(base: Base, finetuned: Path, out: Path, options: Options, inputs: Path | None, run: Run) -> Report:
+def _read(hub: Hub, inputs: Digest | None, labels: Digest | None, folder: Path) -> Calibration | None:
+    """Inputs, and their labels where there are some, from blobs by way of a new `folder`. Raises InputError."""
+    if inputs is None:
+        return None
+    lay_out(hub, {"labels.txt": labels} if labels else {}, folder)
+    return Calibration.read(lay_out_calibration(hub, inputs, folder), folder / "labels.txt" if labels else None)
+
+
+def _compress(base: Base, finetuned: Path, out: Path, options: Options, inputs: Calibration | None, run: Run) -> Report:
     """The one call of the library: a search goes on from the evaluations that earlier attempts have made."""
     if inputs is not None:
         run.expect(options.evaluations)
@@ -99,29 +114,23 @@ def _history(run: Run) -> Sequence[Evaluation]:
     return [Evaluation(tuple(entry["point"]), entry["score"]) for entry in run.history]
 
 
-class TransferFunction(Protocol):
-    """The library's sweep of lambda: base + lambda * delta, scored on the target task and on the retained ones."""
-
-    def __call__(
-        self,
-        base: Path,
-        delta_file: Path,
-        scales: Sequence[float],
-        *,
-        calibration: Path,
-        on_progress: Callable[[int, int, str], None],
-    ) -> Any: ...
-
-
-def transfer(bench: Bench, run: Run, *, function: TransferFunction) -> Json:
-    """A delta and scales -> the curve of target score against retained score, a dataclass of the library."""
+def transfer(bench: Bench, run: Run) -> Json:
+    """A delta and scales -> the curve of target score against retained score."""
     request = TransferRequest.model_validate(run.job.spec["request"])
     bench.base.check(run.job.spec["fingerprint"])
     file = bench.hub.open_blob(run.job.spec["digest"])
     with _folder(bench.hub) as folder:
-        calibration = lay_out_calibration(bench.hub, request.calibration, folder)
-        base = bench.base.checkpoint.folder
-        curve = function(base, file, request.scales, calibration=calibration, on_progress=run.on_progress)
+        inputs = _read(bench.hub, request.calibration, request.labels, folder / "inputs")
+        assert inputs is not None, "the request names them"
+        retained = _read(bench.hub, request.retained, request.retained_labels, folder / "retained")
+        curve = library_transfer(
+            bench.base.checkpoint.folder,
+            file,
+            request.scales,
+            calibration=inputs,
+            retained=retained,
+            on_progress=run.on_progress,
+        )
     return {"model": request.model, "curve": _finite(asdict(curve))}
 
 

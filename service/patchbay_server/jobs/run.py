@@ -36,8 +36,10 @@ class Run:
         self.lease = lease_of(job)
         self._queue, self._lease_s, self._is_stopping, self._clock = queue, lease_s, is_stopping, clock
         self._evaluations = queue.evaluations(job.id)
+        self._num_known = len(self._evaluations)
         self._progress: dict[str, Any] = {"stage": "start", "done": 0, "total": 0, "eta_seconds": None}
-        self._stage_began = self._reported = clock()
+        self._reported = clock()
+        self._began: tuple[float, int] | None = None  # when the stage's first step was done, and which it was
         self._budget: int | None = None
         self._is_new = True
 
@@ -51,23 +53,31 @@ class Run:
         self._budget = evaluations
 
     def on_progress(self, done: int, total: int, stage: str) -> None:
-        """May be called as often as one likes. `done` 0 starts a stage, and its clock."""
+        """May be called as often as one likes. The first word of `stage` names it; what follows is a note on the step.
+
+        The eta is that of the stage: every one has a pace of its own, which is known from its second step on.
+        """
         now = self._clock()
-        if done == 0:
-            self._stage_began = now
-        eta = (now - self._stage_began) * (total - done) / done if done else None
+        if self._began is None or done <= self._began[1] or _name(stage) != _name(self._progress["stage"]):
+            self._began = now, done
+        began, first = self._began
+        eta = (now - began) * (total - done) / (done - first) if done > first else None
         self._progress = {"stage": stage, "done": done, "total": total, "eta_seconds": eta}
         self._is_new = True
         self._tick()
 
     def on_evaluation(self, point: Sequence[float], score: float) -> None:
-        """Recorded before the search goes on: what is lost with the worker is at most the next evaluation."""
+        """Recorded before the search goes on: what is lost with the worker is at most the next evaluation.
+
+        It is shown with the `on_progress` that follows: the two say the same number.
+        """
         evaluation = {"point": list(point), "score": score}
         self._queue.add_evaluation(self.lease, len(self._evaluations), evaluation)
+        if len(self._evaluations) == self._num_known:
+            self._began = None  # replaying those before it took no time
         self._evaluations.append(evaluation)
         self._is_new = True
         self.check()
-        self._tick()
 
     def check(self) -> None:
         """Raises Stopped, Cancelled or LeaseLost where the job is not to go on: ask before what cannot be undone."""
@@ -98,3 +108,7 @@ class Run:
             "best_score": best,
             **self._progress,
         }
+
+
+def _name(stage: str) -> str:
+    return stage.partition(" ")[0]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from patchbay.compress.transfer import transfer as library_transfer
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.jobs.handlers import COMPRESSION, TRANSFER, Bench, compression, transfer
 from patchbay_server.jobs.publish import Base
@@ -34,5 +33,5 @@ def open_bench(settings: Settings) -> Bench:
 def make_handlers(bench: Bench) -> Mapping[str, Handler]:
     return {
         COMPRESSION: partial(compression, bench),
-        TRANSFER: partial(transfer, bench, function=library_transfer),
+        TRANSFER: partial(transfer, bench),
     }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
 from patchbay.errors import NotFound
 from patchbay.store.base import owned_by
 from patchbay.store.hub import Hub
-from patchbay_server.deps import EngineDep, HubDep, QueueDep, TenantDep
+from patchbay_server.deps import EngineDep, HubDep, TenantDep
+from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import check_blobs, check_model
 from patchbay_server.jobs.handlers import COMPRESSION, make_options
-from patchbay_server.routes.jobs import KeyHeader, accepted, make_key, submit
+from patchbay_server.routes.jobs import SubmitterDep
 from patchbay_server.schemas import CompressionRequest
 
 router = APIRouter(prefix="/v1/compressions", tags=["jobs"])
@@ -20,22 +21,15 @@ router = APIRouter(prefix="/v1/compressions", tags=["jobs"])
 
 @router.post("", status_code=202, responses={200: {"description": "The job that this Idempotency-Key has made."}})
 def compress(
-    body: CompressionRequest,
-    response: Response,
-    engine: EngineDep,
-    hub: HubDep,
-    queue: QueueDep,
-    tenant: TenantDep,
-    idempotency_key: KeyHeader = None,
+    body: CompressionRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep, submit: SubmitterDep
 ) -> dict[str, Any]:
     """Queues the compression of a fine-tune whose files are blobs already."""
-    key = make_key(idempotency_key, COMPRESSION, body)
-    before = queue.find_key(tenant, key) if key else None
-    if before is not None:
-        return accepted(before, response, created=False)
-    _check(hub, tenant, body)
-    spec = {"request": body.model_dump(mode="json"), "fingerprint": engine.backbone.fingerprint}
-    return submit(queue, tenant, COMPRESSION, spec, key, response)
+
+    def make_spec() -> Json:
+        _check(hub, tenant, body)
+        return {"fingerprint": engine.backbone.fingerprint}
+
+    return submit(COMPRESSION, body, make_spec)
 
 
 def _check(hub: Hub, tenant: str, body: CompressionRequest) -> None:
@@ -49,5 +43,5 @@ def _check(hub: Hub, tenant: str, body: CompressionRequest) -> None:
         raise owned_by("merge", body.name)
     check_model(body.files)
     make_options(body)
-    wanted = {f"files.{name}": digest for name, digest in body.files.items()}
-    check_blobs(hub, wanted | ({"calibration": body.calibration} if body.calibration else {}))
+    files = {f"files.{name}": digest for name, digest in body.files.items()}
+    check_blobs(hub, {**files, "calibration": body.calibration, "labels": body.labels})

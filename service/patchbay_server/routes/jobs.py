@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import anyio
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from patchbay_server.deps import QueueDep, TenantDep
-from patchbay_server.jobs.base import Event, Job, JobQueue, Key
+from patchbay_server.jobs.base import Event, Job, JobQueue, Json, Key
 from patchbay_server.schemas import Body
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -73,21 +73,37 @@ def _look(queue: JobQueue, job: Job, seen: int) -> tuple[bool, list[Event]]:
     return is_final and not queue.events(job.id, events[-1].number if events else seen, limit=1), events
 
 
-def submit(
-    queue: JobQueue, tenant: str, kind: str, spec: Mapping[str, Any], key: Key | None, response: Response
-) -> dict[str, Any]:
-    """Queues a job and answers 202 with its place; 200 for a job that this key has made before."""
-    job, created = queue.submit(tenant, kind, spec, key)
-    return accepted(job, response, created=created)
+class Submitter:
+    """How one request makes a job, and makes it once however often the request comes."""
+
+    def __init__(self, queue: JobQueue, tenant: str, key: str | None, response: Response) -> None:
+        self._queue, self._tenant, self._key, self._response = queue, tenant, key, response
+
+    def __call__(self, kind: str, body: Body, make_spec: Callable[[], Json]) -> dict[str, Any]:
+        """Queues a job of `body` and answers 202 with its place; 200 for a job that this key has made before.
+
+        `make_spec` checks the request and returns what the job's spec has besides: it is only called for a new job.
+        """
+        key = _make_key(self._key, kind, body)
+        job, created = self._queue.find_key(self._tenant, key) if key else None, False
+        if job is None:
+            spec = {"request": body.model_dump(mode="json"), **make_spec()}
+            job, created = self._queue.submit(self._tenant, kind, spec, key)
+        self._response.status_code = 202 if created else 200
+        self._response.headers["Location"] = f"/v1/jobs/{job.id}"
+        return to_json(job)
 
 
-def accepted(job: Job, response: Response, *, created: bool) -> dict[str, Any]:
-    response.status_code = 202 if created else 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return to_json(job)
+async def get_submitter(
+    queue: QueueDep, tenant: TenantDep, response: Response, idempotency_key: KeyHeader = None
+) -> Submitter:
+    return Submitter(queue, tenant, idempotency_key, response)
 
 
-def make_key(text: str | None, kind: str, body: Body) -> Key | None:
+SubmitterDep = Annotated[Submitter, Depends(get_submitter)]
+
+
+def _make_key(text: str | None, kind: str, body: Body) -> Key | None:
     """Bodies are compared by meaning: as they were understood, not by blanks and order of fields."""
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""`compress`, in this process, as a process that is killed, and with the work done by a server."""
+"""`compress`, in this process and as a process that is killed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.service.commands.conftest import Cli
-from tests.service.commands.test_jobs import working
-from tests.service.commands.test_remote import running
 from tests.service.test_cli import command, finish
 
-from patchbay.backbone import Backbone
 from patchbay.compress.options import METHODS
 from patchbay.delta import DeltaFile
 from patchbay_server.commands.compress import staged
-from patchbay_server.settings import Settings
 
 DEADLINE_S = 60.0
 TEXTS = ("the cat runs", "a big dog eats one fox", "my owl likes good film", "bad", "red green two is not small")
@@ -298,36 +294,6 @@ def test_a_run_without_a_search_leaves_a_record_alone(cli: Cli, out: Path, commo
     record_of(out).write_text("mine")
     report_of(cli, *common)
     assert record_of(out).read_text() == "mine"
-
-
-@pytest.fixture
-def url(cli: Cli, base: Path, tmp_path: Path) -> Iterator[str]:
-    settings = Settings(base=str(base), store=tmp_path / "store")
-    with running(settings, Backbone.load(base, device="cpu")) as url, working(settings):
-        yield url
-
-
-def test_on_a_server(cli: Cli, url: str, tuned: Path, inputs: Path) -> None:
-    common = ["compress", "--finetuned", tuned, "--server", url, "--name", "math"]
-    report = report_of(cli, *common, "--density", 0.2, "--method", "magnitude")
-    assert report["path"] == f"math@1 on {url}" and report["density"] == 0.2
-    staged = report_of(cli, *common, "--calibration", inputs, "--evaluations", 3, "--no-activate")
-    assert staged["path"] == f"math@2 on {url}" and staged["evaluations"] == 3
-    shown = json.loads(cli("show", "math", "--url", url, "--json").stdout)
-    assert [version["current"] for version in shown["versions"]] == [True, False]
-    assert shown["versions"][0]["summary"]["method"] == "magnitude"
-    table = cli(*common, "--density", 0.1).stdout
-    assert f"math@3 on {url}" in table and "bits per parameter" in table
-
-
-def test_what_a_server_needs(cli: Cli, tuned: Path) -> None:
-    common = ["compress", "--finetuned", tuned, "--server", "http://127.0.0.1:9"]
-    assert error_of(cli, *common)["param"] == "name"
-    for option in ("--base", "--out"):
-        assert error_of(cli, *common, "--name", "math", option, "x")["param"] == option.removeprefix("--")
-    assert error_of(cli, *common, "--name", "math", "--force")["param"] == "force"
-    unreachable = cli(*common, "--name", "math", "--json")
-    assert unreachable.exit_code == 1 and json.loads(unreachable.stdout)["error"]["code"] == "server_unreachable"
 
 
 def test_the_clock_starts_with_a_stage_and_behind_replayed_evaluations() -> None:

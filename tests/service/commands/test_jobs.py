@@ -16,10 +16,9 @@ from tests.service.commands.test_remote import running
 
 from patchbay.backbone import Backbone
 from patchbay.checkpoint import Checkpoint
-from patchbay.errors import UnsupportedBackbone
 from patchbay_server.commands.failures import ServerError, ServerUnreachable, explain
 from patchbay_server.commands.follow import JobClient
-from patchbay_server.commands.remote_compress import compress_remotely, model_files
+from patchbay_server.commands.remote_compress import compress_remotely
 from patchbay_server.jobs.base import State
 from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.jobs.wiring import open_handlers
@@ -158,28 +157,6 @@ def test_a_job_that_is_cancelled_meanwhile(url: str, tuned: Path, queue: SqliteQ
         compress_remotely(url, str(tuned), "math", {})
     thread.join()
     assert explain(ended.value).exit_code == 1
-
-
-def test_only_the_models_files_are_sent(tuned: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "tuned"
-    folder.mkdir()
-    for file in tuned.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    for extra in ("optimizer.bin", "notes.md", ".hidden.json", "two words.json", "other.safetensors"):
-        (folder / extra).write_bytes(b"x")
-    (folder / "checkpoint-1").mkdir()
-    sent = set(model_files(str(folder)))
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= sent
-    assert not sent & {
-        "optimizer.bin",
-        "notes.md",
-        ".hidden.json",
-        "two words.json",
-        "other.safetensors",
-        "checkpoint-1",
-    }
-    with pytest.raises(UnsupportedBackbone):
-        model_files(str(tmp_path))
 
 
 def test_jobs_on_the_command_line(cli: Cli, url: str, settings: Settings, queue: SqliteQueue) -> None:
