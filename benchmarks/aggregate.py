@@ -45,12 +45,14 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Results:
     """By family: `points`, sorted by size, then by what is retained, best first; `out_of_reach`, the (bits, method)
-    whose smallest file is too large on every task."""
+    whose smallest file is too large on every task; `needed`, the bits a parameter of methods of one size that was too
+    large, over all tasks."""
 
     machine: Line
     references: Sequence[Line]
     points: Mapping[str, Sequence[Point]]
     out_of_reach: Mapping[str, Sequence[tuple[float, str]]]
+    needed: Mapping[str, Mapping[str, float]]
 
 
 def load(file: Path) -> Results:
@@ -74,7 +76,16 @@ def load(file: Path) -> Results:
     for family in points:
         points[family].sort(key=lambda point: (point.bits, -point.retained.value, point.method))
     machine = machines[-1] if machines else {}
-    return Results(machine, [references[key] for key in sorted(references)], points, out_of_reach)
+    needed = {family: _needed(line for line in cells.values() if line["family"] == family) for family in points}
+    return Results(machine, [references[key] for key in sorted(references)], points, out_of_reach, needed)
+
+
+def _needed(cells: Iterable[Line]) -> dict[str, float]:
+    by_method: dict[str, dict[str, float]] = {}
+    for line in cells:
+        if line.get("needed") is not None:
+            by_method.setdefault(line["method"], {})[line["task"]] = line["needed"]
+    return {method: float(np.mean(list(tasks.values()))) for method, tasks in sorted(by_method.items())}
 
 
 def _grouped(cells: Iterable[Line]) -> dict[tuple[str, float, str], list[Line]]:

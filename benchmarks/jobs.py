@@ -123,20 +123,22 @@ class Try:
             try:
                 report = compress_to(target, METHODS[self.method], self.case, file, self.seed)
             except CannotReach as reason:
-                return self.question() | {"unreachable": str(reason)}
+                return self.question() | {"unreachable": str(reason), "needed": self._bits(bench, reason.num_bytes)}
             outputs = bench.outputs(file, partial(self.family.logits, self.case.task))
         scores = compare(outputs, _full(self.outputs), self.family.targets(self.case.task))
-        body = 8 * (report.num_bytes - self.head_bytes)
         return self.question() | {
             "bytes": report.num_bytes,
             "head_bytes": self.head_bytes,
-            "bits_per_parameter": body / bench.sizes.parameters,
-            "bits_per_matrix_entry": body / bench.sizes.matrices,
+            "bits_per_parameter": self._bits(bench, report.num_bytes),
+            "bits_per_matrix_entry": 8 * (report.num_bytes - self.head_bytes) / bench.sizes.matrices,
             "density": report.density,
             "relative_error": report.relative_error,
             "compress_seconds": report.seconds,
             **_flat(scores),
         }
+
+    def _bits(self, bench: Bench, num_bytes: int | None) -> float | None:
+        return None if num_bytes is None else 8 * (num_bytes - self.head_bytes) / bench.sizes.parameters
 
 
 def _question(family: Family, case: Case) -> Line:

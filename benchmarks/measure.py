@@ -116,7 +116,8 @@ class Bench:
 
     def outputs(self, file: Path, logits: Logits, *, patched: bool = True) -> torch.Tensor:
         """Logits under the delta; without `patched` under its head on the unchanged base."""
-        delta = DeltaFile.open(file).load(self.backbone.specs, self.backbone.fingerprint)
+        opened, backbone = DeltaFile.open(file), self.backbone
+        delta = opened.load(backbone.specs, backbone.fingerprint, read_base=backbone.stored)
         model = delta_head(self.backbone, delta).model if delta.added else self.backbone.model
         if not patched:
             return logits(model)

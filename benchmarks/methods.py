@@ -30,18 +30,27 @@ METHODS: Mapping[str, Method] = {
     "nps-sampled": Method(
         lambda size, seed: Options("nps", target_size=size, support="sampled", seed=seed), is_random=True
     ),
+    # Of one size, which is what is asked of it: no target, so that a file that is too large is measured too.
+    "lossless": Method(lambda size, seed: Options("lossless")),
 }
 
 
 class CannotReach(Exception):
-    """The smallest file that the method gives is larger than asked for."""
+    """The smallest file that the method gives is larger than asked for; `num_bytes` where the method has one size."""
+
+    def __init__(self, message: str, num_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.num_bytes = num_bytes
 
 
 def compress_to(target: int, method: Method, case: Case, out: Path, seed: int) -> Report:
     """Writes a file of at most `target` bytes, the largest that the method gives. Raises CannotReach."""
     try:
-        return compress(case.base, case.finetuned, out, method.options(target, seed), calibration=case.calibration)
+        report = compress(case.base, case.finetuned, out, method.options(target, seed), calibration=case.calibration)
     except InvalidRecipe as error:
         if error.param != "target_size":
             raise
         raise CannotReach(error.message) from error
+    if report.num_bytes > target:
+        raise CannotReach(f"{target} bytes are too few: the file takes {report.num_bytes}", report.num_bytes)
+    return report

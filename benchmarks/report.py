@@ -141,7 +141,8 @@ def _remark(results: Results, family: str) -> str:
         by_bits.setdefault(bits, []).append(method)
     if by_bits:
         missed = "; ".join(f"{bits:g} bits: {', '.join(methods)}" for bits, methods in by_bits.items())
-        return f"Out of reach, because the smallest file is larger: {missed}."
+        sizes = "".join(f" {method}: {bits:.2f} bits/param." for method, bits in results.needed[family].items())
+        return f"Out of reach, because the smallest file is larger: {missed}.{sizes}"
     return "" if results.points[family] else "No fine-tune of this family counts."
 
 

@@ -235,7 +235,7 @@ def delta(base: Path, finetuned: Path, out: Path, **options: Any) -> Delta:
     """The same, read back as a server reads it."""
     checkpoint = Checkpoint.open(base)
     file = delta_file(base, finetuned, out, **options)
-    return read_delta(file, Architecture.of(checkpoint).specs, checkpoint.fingerprint)
+    return read_delta(file, Architecture.of(checkpoint).specs, checkpoint.fingerprint, read_base=checkpoint.read)
 
 
 def plan(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from patchbay.architecture import AUTO_CLASS, CLASSIFIERS, Architecture, Task, TensorSpec
 from patchbay.checkpoint import Checkpoint, raw_bytes
-from patchbay.errors import UnsupportedBackbone
+from patchbay.errors import BackboneError, UnsupportedBackbone
 
 DTYPES: Mapping[str, torch.dtype | str] = {"auto": "auto", "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -83,6 +83,19 @@ class Backbone:
     def tensor(self, name: str) -> torch.Tensor:
         """The resident tensor behind a checkpoint name: the model's own memory, not a copy."""
         return self._tensors[self.specs[name].parameter]
+
+    def stored(self, name: str) -> torch.Tensor:
+        """The tensor as the checkpoint stores it, from disk: the bits that a lossless delta was made against, whatever
+        dtype is resident. Raises BackboneError where the folder holds another model by now.
+        """
+        return self._checkpoint.read(name)
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        checkpoint = Checkpoint.open(self.folder)
+        if checkpoint.fingerprint != self.fingerprint:
+            raise BackboneError(f"{self.folder} has changed since it was loaded: restart, or restore it", param="base")
+        return checkpoint
 
     def compute_digest(self) -> str:
         """sha256 over all resident weights as they are now."""

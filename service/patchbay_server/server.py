@@ -68,7 +68,7 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
 
     def load(digest: str) -> Delta:
         try:
-            return read_delta(hub.open_blob(digest), backbone.specs, backbone.fingerprint)
+            return read_delta(hub.open_blob(digest), backbone.specs, backbone.fingerprint, read_base=backbone.stored)
         except (DeltaError, NotFound) as error:  # the store's failure, not the caller's
             raise StoreUnavailable(
                 f"the stored bytes of {digest} cannot be served: {error.message}; upload the same file again"

@@ -15,7 +15,7 @@ from tests import pico
 
 from benchmarks import quality_compression
 
-SMALL = Scale("quick", (0.01, 12.0), 2, 40, 2, 1.0, 1, 1)
+SMALL = Scale("quick", (0.01, 40.0), 2, 40, 2, 1.0, 1, 1)
 TINY_BITS, LARGE_BITS = SMALL.bits
 HELD_OUT = 16
 Line = dict[str, Any]
@@ -89,6 +89,16 @@ def test_whole_differences_keep_the_fine_tune(finished: tuple[list[str], Path]) 
     (reference,) = _lines(finished[1], "reference")
     assert [line["agreement"] for line in whole] == [1.0]
     assert whole[0]["kl"] < 1e-3 < reference["base_kl"]
+
+
+def test_losing_nothing_has_a_size_and_is_said_where_it_does_not_fit(finished: tuple[list[str], Path]) -> None:
+    cache = finished[1]
+    tiny, large = sorted((c for c in _lines(cache, "cell") if c["method"] == "lossless"), key=lambda line: line["bits"])
+    assert "unreachable" in tiny and tiny["needed"] == pytest.approx(large["bits_per_parameter"], rel=1e-3)
+    assert 16 < tiny["needed"] < 40
+    assert (large["agreement"], large["kl"], large["relative_error"]) == (1.0, pytest.approx(0, abs=1e-12), 0.0)
+    remark = f"0.01 bits: {', '.join(sorted(METHODS))}. lossless: {tiny['needed']:.2f} bits/param."
+    assert remark in (cache / "compression-quick.md").read_text("utf-8")
 
 
 def test_a_second_run_measures_and_trains_nothing(finished: tuple[list[str], Path]) -> None:

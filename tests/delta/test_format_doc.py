@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel, TypeAdapter
 
 from patchbay import errors
@@ -16,7 +17,9 @@ from patchbay.delta.codecs import POSITIONS, VALUES
 from patchbay.delta.codecs.affine import GROUP
 from patchbay.delta.codecs.gap import ESCAPE
 from patchbay.delta.codecs.grid import QUARTERS
+from patchbay.delta.encode import Streams
 from patchbay.delta.frames import MAGIC, pack, unpack_exactly
+from patchbay.delta.lossless import encode_bits
 from patchbay.delta.manifest import (
     Band,
     Base,
@@ -116,7 +119,7 @@ def test_every_encoding_has_a_description_and_an_example() -> None:
 
 def test_kinds_dtypes_and_constants_are_named() -> None:
     entry = SECTIONS["Manifest"].partition("An entry of")[2]
-    for name in (*manifest.DTYPES, "sparse", "delta", "low_rank", "added", "copied", "raw"):
+    for name in (*manifest.DTYPES, "sparse", "delta", "low_rank", "lossless", "zigzag", "added", "copied", "raw"):
         assert f"`{name}`" in entry
     assert f"{ESCAPE} is an escape" in TEXT
     assert f"groups of {GROUP} consecutive values" in TEXT
@@ -172,6 +175,17 @@ def test_value_examples() -> None:
     assert decoded == pytest.approx([1.0606602, -3, 0.53033009], abs=1e-7)
     [int8] = [bytes.fromhex(row[4]) for row in rows if row[0] == "int8"]
     assert VALUES["int8"].decode(int8, np.arange(3), (3,)).tolist() == pytest.approx([0.5, -1, 0.7519685], abs=1e-7)
+
+
+def test_the_example_of_a_lossless_tensor() -> None:
+    [(base, tuned, codes, data)] = re.findall(
+        r"base ([^`]+) and fine-tune ([^`]+) in `F32` are the codes ([\d, ]+) and the bytes `([0-9a-f ]+)`", TEXT
+    )
+    before, after = torch.tensor(numbers(base)), torch.tensor(numbers(tuned))
+    assert encode_bits(before, after).tolist() == numbers(codes)
+    made = Streams()
+    made.add_lossless("w", before, after)
+    assert made.streams[streams.Stream("lossless", "w")].hex(" ") == data
 
 
 def test_the_example_stream_is_a_frame() -> None:

@@ -19,17 +19,9 @@ WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 
 
 PER_BYTE = {2: 8, 3: 5, 4: 4, 5: 3, 6: 3}
-KINDS = (
-    "positions",
-    "scales",
-    "values",
-    "multiples",
-    "own_positions",
-    "own_values",
-    "exception_positions",
-    "exception_bits",
-)
-KINDS += ("neuron_energy", "neuron_cosine", "vector_scales", "vectors", "added", "copied", "appended")
+KINDS = ("positions", "scales", "values", "multiples", "own_positions", "own_values")
+KINDS += ("exception_positions", "exception_bits")
+KINDS += ("neuron_energy", "neuron_cosine", "vector_scales", "vectors", "lossless", "added", "copied", "appended")
 PHILOX = ((0xD2E7470EE14C6C93, 0xCA5A826395121157), (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B))
 
 
@@ -109,6 +101,16 @@ class PlainReader:
     def raw(self, kind: str, name: str) -> bytes:
         """A tensor of kind `added` or `copied`, or the `appended` rows of one."""
         return unshuffled(self.stream(kind, name), WIDTH[self.manifest["tensors"][name]["dtype"]])
+
+    def lossless(self, name: str, base: bytes) -> bytes:
+        """The fine-tune's tensor from the base's in the same dtype: both as the bytes that a checkpoint holds."""
+        width = WIDTH[self.manifest["tensors"][name]["dtype"]]
+        codes, found = unshuffled(self.stream("lossless", name), width), b""
+        for at in range(0, len(base), width):
+            code, pattern = (int.from_bytes(data[at : at + width], "little") for data in (codes, base))
+            step = -(code + 1) // 2 if code % 2 else code // 2
+            found += ((pattern + step) % 2 ** (8 * width)).to_bytes(width, "little")
+        return found
 
     def neurons(self, name: str) -> tuple[list[float], list[float]]:
         data = self.stream("neuron_energy", name)

@@ -77,7 +77,8 @@ def unpacked(file: DeltaFile, row: str) -> Any:
 
 def test_it_uses_every_kind_and_encoding() -> None:
     file = DeltaFile.open(FILE)
-    assert [frame.kind for frame in file.frames] == list(KINDS)
+    kinds = [kind for kind in KINDS if kind != "lossless"]  # which has a golden file of its own
+    assert [frame.kind for frame in file.frames] == kinds
     entries = file.manifest.tensors.values()
     sparse = [entry for entry in entries if isinstance(entry, Sparse)]
     dense = [entry for entry in entries if isinstance(entry, Dense)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from patchbay.compress.low_rank import low_rank_bands
-from patchbay.compress.options import Options
+from patchbay.compress.options import LOSSLESS, Options
 from patchbay.compress.parts import DensePart, Distils, LowRankPart, Part, Pruner, SparsePart
 from patchbay.compress.problem import Problem
 from patchbay.compress.prune import KeepLargest, KeepRandom, num_kept
@@ -123,6 +123,14 @@ class LowRank(_Untuned):
     @property
     def params(self) -> Params:
         return {"bits": LOW_RANK_BITS}
+
+
+@dataclass
+class Lossless(_Untuned):
+    """Every tensor to the bit: what the others' sizes are worth is seen against this one."""
+
+    def pruner(self, density: float) -> Pruner:
+        return lambda name, tau: DensePart(tau, LOSSLESS)
 
 
 def _signs(tau: torch.Tensor) -> torch.Tensor:

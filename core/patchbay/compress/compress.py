@@ -16,7 +16,7 @@ from patchbay.checkpoint import Checkpoint
 from patchbay.compress.calibration import Calibration, Judge
 from patchbay.compress.distil import Distilled, distil
 from patchbay.compress.methods import Method, find_method
-from patchbay.compress.options import Options
+from patchbay.compress.options import LOSSLESS, Options
 from patchbay.compress.parts import Progress, Vector
 from patchbay.compress.problem import Problem
 from patchbay.compress.record import Record
@@ -105,7 +105,7 @@ def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progr
         return fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
     density = DEFAULT_DENSITY if options.density is None else options.density
     method.tune(density)
-    if options.target_kl is not None:
+    if options.target_kl is not None and options.method != LOSSLESS:  # whose divergence is 0
         density = fit_kl(problem, method, options.target_kl)
     return writer.write(method, density, out, distilled(density))
 
@@ -114,7 +114,7 @@ def _problem(vector: TaskVector, writer: Writer, options: Options, record: Recor
     names = tuple(sorted(name for name in vector.changed if is_prunable(vector.specs[name])))
 
     def read(name: str) -> torch.Tensor:
-        return finite_difference(vector, name, options.exact)
+        return finite_difference(vector, name, options.keeps_bits)
 
     held = {name: read(name) for name in names} if in_memory else {}
     prunable = Vector(

@@ -70,7 +70,10 @@ def fuse_files(
     _check(files, lambdas, calibrations, head)
     chosen = tuple(lambdas or [1.0] * len(files))
     backbone = Backbone.load(base, device="cpu")
-    deltas = {name: read_delta(file, backbone.specs, backbone.fingerprint) for name, file in files.items()}
+    deltas = {
+        name: read_delta(file, backbone.specs, backbone.fingerprint, read_base=backbone.stored)
+        for name, file in files.items()
+    }
     identity = _identity(deltas, head)
     found = None
     if calibrations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from patchbay.compress.baselines import BitDelta, LowRank, Magnitude, Random, ScaledMagnitude
+from patchbay.compress.baselines import BitDelta, Lossless, LowRank, Magnitude, Random, ScaledMagnitude
 from patchbay.compress.nps import SampledNps, TopkNps
 from patchbay.compress.options import Options
 from patchbay.compress.parts import Distils, Pruner
@@ -35,6 +35,7 @@ _CLASSES: Mapping[str, Callable[[Problem, Options], Method]] = {
     "random": Random,
     "bitdelta": BitDelta,
     "low_rank": LowRank,
+    "lossless": Lossless,
 }
 
 

@@ -20,7 +20,9 @@ METHODS = {
     "random": "DARE: random entries over the density; positions from a seed take no bytes",
     "bitdelta": "BitDelta: every sign and one scale a row, or a distilled one a matrix",
     "low_rank": "truncated SVD of each matrix with mixed precision",
+    "lossless": "every bit, as differences of bit patterns: how small a file is that loses nothing",
 }
+LOSSLESS = "lossless"  # also the encoding of a part that is written from the bits of both models
 VALUES = ("auto", "int8", "int4", "bf16", "fp32", "sign")
 MAX_EVALUATIONS = 10_000
 
@@ -34,7 +36,8 @@ class Options:
     `values`: the encoding of kept values, `auto` the method's own. `exact`: raw bits wherever base + delta does not
     round to the fine-tune. The others are NPS's: `groups` M, `evaluations` of the search, `optimizer`, `support`,
     `scope` of the groups of the top-k support, and `score` on the calibration inputs. `distil`: tune what costs no
-    bytes on the calibration inputs at the end, for the methods that do (sampled NPS, BitDelta).
+    bytes on the calibration inputs at the end, for the methods that do (sampled NPS, BitDelta). To `lossless` only
+    `target_size`, which its one size may exceed, and `merge_statistics` mean anything.
     """
 
     method: str = "nps"
@@ -74,6 +77,11 @@ class Options:
             raise InvalidRecipe(
                 f"{self.evaluations} evaluations: 0 to {MAX_EVALUATIONS} are possible", param="evaluations"
             )
+
+    @property
+    def keeps_bits(self) -> bool:
+        """Whether the fine-tune can be had back bit for bit."""
+        return self.exact or self.method == LOSSLESS
 
     def _check_size(self) -> None:
         given = [name for name in ("density", "target_size", "target_kl") if getattr(self, name) is not None]

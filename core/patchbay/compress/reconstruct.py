@@ -50,7 +50,7 @@ def reconstruct(delta_path: Path, base: str | Path, out: Path, on_progress: Prog
     architecture = Architecture.of(checkpoint)
     file = DeltaFile.open(delta_path)
     file.check_payload()
-    delta = file.load(architecture.specs, checkpoint.fingerprint, finite=False)
+    delta = file.load(architecture.specs, checkpoint.fingerprint, finite=False, read_base=checkpoint.read)
     out.parent.mkdir(parents=True, exist_ok=True)
     # A folder under the name that was asked for is a whole model: it is written beside and renamed.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:

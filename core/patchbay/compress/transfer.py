@@ -67,7 +67,7 @@ def transfer(
     backbone = Backbone.load(base, device="cpu")
     if backbone.task is Task.SEQ2SEQ_LM:
         raise UnsupportedTask("sequence-to-sequence models cannot be measured yet", param="base")
-    delta = read_delta(delta_file, backbone.specs, backbone.fingerprint)
+    delta = read_delta(delta_file, backbone.specs, backbone.fingerprint, read_base=backbone.stored)
     target = _Sweep(backbone, delta, target_inputs, reference=1.0)
     kept = _Sweep(backbone, _without_novelties(delta), retained_inputs, reference=0.0)
     points = []

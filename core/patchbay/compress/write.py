@@ -10,14 +10,14 @@ import torch
 
 import patchbay
 from patchbay.architecture import TensorSpec
-from patchbay.checkpoint import Checkpoint, as_bits
+from patchbay.checkpoint import Checkpoint
 from patchbay.compress.distil import Distilled
 from patchbay.compress.methods import Method
-from patchbay.compress.options import Options
+from patchbay.compress.options import LOSSLESS, Options
 from patchbay.compress.parts import DensePart, LowRankPart, Part, Progress, SparsePart, scaled
 from patchbay.compress.statistics import Norms, neuron_statistics
-from patchbay.delta import DeltaFile, Exceptions, Manifest, write_delta
-from patchbay.delta.delta import apply_difference
+from patchbay.delta import DeltaFile, Manifest, write_delta
+from patchbay.delta.delta import find_exceptions
 from patchbay.delta.encode import DTYPE_NAMES, Streams
 from patchbay.delta.manifest import FORMAT_VERSION, Base, Compression, Provenance, Statistics, Token
 from patchbay.errors import FinetuneMismatch
@@ -47,12 +47,12 @@ class Writer:
         for done, name in enumerate(sorted(self.vector.changed)):
             if self.on_progress:
                 self.on_progress(done, len(self.vector.changed), name)
-            tau = finite_difference(self.vector, name, self.options.exact)
+            tau = finite_difference(self.vector, name, self.options.keeps_bits)
             if is_prunable(self.vector.specs[name]):
                 part = scaled(pruner(name, tau), distilled.scales.get(name, 1.0))
             else:
                 part = whole_part(distilled.whole.get(name, tau), self.options)
-            stored = _add(streams, name, part, self._target_dtype(name))
+            stored = self._store(streams, name, part)
             norms.add(tau, stored)
             self._add_beside(streams, name, tau, stored)
         self._add_others(streams)
@@ -68,12 +68,19 @@ class Writer:
         own = {"tensors": {}, "format_version": FORMAT_VERSION, "payload_sha256": _NO_HASH}
         return Manifest.model_validate({**fields, **own})
 
+    def _store(self, streams: Streams, name: str, part: Part) -> torch.Tensor:
+        dtype = self._target_dtype(name)
+        if isinstance(part, DensePart) and part.values == LOSSLESS:
+            return streams.add_lossless(name, *self._pair(name))
+        return _add(streams, name, part, dtype)
+
     def _add_beside(self, streams: Streams, name: str, tau: torch.Tensor, stored: torch.Tensor) -> None:
         if self.options.merge_statistics and self.vector.specs[name].neuron_axis is not None:
             found = neuron_statistics(tau, self._pair(name)[0], self.vector.specs[name].neuron_axis or 0)
             streams.add_neurons(name, found.energy, found.cosine)
-        if self.options.exact:
-            streams.add_exceptions(name, self._exceptions(name, stored))
+        if self.options.exact and self.options.method != LOSSLESS:
+            before, after = self._pair(name)
+            streams.add_exceptions(name, find_exceptions(before, stored, after))
 
     def _add_others(self, streams: Streams) -> None:
         for name, rows in self.vector.appended.items():
@@ -96,17 +103,11 @@ class Writer:
             raise FinetuneMismatch(f"{name!r} is stored as {dtype}, which a delta cannot stand for", param=name)
         return dtype
 
-    def _exceptions(self, name: str, stored: torch.Tensor) -> Exceptions:
-        before, after = self._pair(name)
-        reached = apply_difference(before, stored, after.dtype)
-        positions = torch.nonzero(as_bits(reached.contiguous()) != as_bits(after.contiguous())).flatten()
-        return Exceptions(positions, after.reshape(-1)[positions])
-
     def _compression(self, method: Method, density: float) -> Compression:
         seeded = self.options.method == "random" or (self.options.method == "nps" and self.options.support == "sampled")
         return Compression(
             method=self.options.method,
-            density=density,
+            density=1.0 if self.options.method == LOSSLESS else density,
             seed=self.options.seed if seeded else None,
             params={"values": self.options.values, **method.params},
         )
@@ -134,6 +135,8 @@ class Writer:
 
 def whole_part(tau: torch.Tensor, options: Options) -> DensePart:
     """Norms and biases. Four bits cost no measurable divergence; sixteen would be half of .05 bits a parameter."""
+    if options.method == LOSSLESS:
+        return DensePart(tau, LOSSLESS)
     if options.exact:
         return DensePart(tau, "fp32")
     values = options.values

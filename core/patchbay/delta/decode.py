@@ -11,25 +11,31 @@ import torch
 
 from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values, digits
 from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
-from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, LowRank, Sparse, numel
+from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
 from patchbay.delta.frames import unshuffle
+from patchbay.delta.lossless import INTEGERS, ReadBase, as_difference, decode_bits
 from patchbay.delta.low_rank import product
 from patchbay.delta.manifest import Manifest
 from patchbay.delta.neurons import decode_neurons
 from patchbay.delta.streams import OWN_VALUES, ReadStream, Stream, factor_shapes, value_kinds
-from patchbay.errors import MalformedDelta, NonFiniteValue
+from patchbay.errors import DeltaError, MalformedDelta, NonFiniteValue
 
 
-def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True) -> Delta:
+def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True, read_base: ReadBase | None = None) -> Delta:
     """All tensors of a delta whose manifest has passed `check_fits`. `finite=False` admits NaN and infinity in
-    exceptions.
+    exceptions. `read_base` is asked for the base's tensor of every lossless one.
 
-    Raises MalformedDelta or NonFiniteValue, naming the tensor or the frame.
+    Raises MalformedDelta or NonFiniteValue, naming the tensor or the frame, and DeltaError for lossless tensors
+    without `read_base`.
     """
     parts = _Parts()
     for name, entry in manifest.tensors.items():
         with _naming(name):
-            _decode_entry(parts, name, entry, read)
+            if isinstance(entry, Lossless):
+                _decode_lossless(parts, name, entry, read, read_base)
+            else:
+                _decode_entry(parts, name, entry, read)
+            _decode_companions(parts, name, entry, read)
     delta = Delta(
         manifest,
         parts.matrices,
@@ -67,7 +73,18 @@ def _decode_entry(parts: _Parts, name: str, entry: Entry, read: ReadStream) -> N
         (parts.added if entry.kind == "added" else parts.copied)[name] = raw.reshape(entry.shape)
     elif isinstance(entry, LowRank):
         parts.vectors[name] = _decode_low_rank(name, entry, read)
-    _decode_companions(parts, name, entry, read)
+
+
+def _decode_lossless(parts: _Parts, name: str, entry: Lossless, read: ReadStream, read_base: ReadBase | None) -> None:
+    if read_base is None:
+        raise DeltaError(f"{name!r} is stored against the bits of the base: open it with the base at hand", param=name)
+    dtype = DTYPES[entry.dtype]
+    codes = _from_bytes(read(Stream("lossless", name)), INTEGERS[dtype.itemsize], numel(entry.shape))
+    before = read_base(name)
+    assert tuple(before.shape) == entry.shape, "the base whose fingerprint and shapes were checked"
+    parts.vectors[name], exceptions = as_difference(before, decode_bits(before, codes, dtype))
+    if len(exceptions.positions):
+        parts.exceptions[name] = Exceptions(_index_tensor(exceptions.positions.numpy(), entry.shape), exceptions.bits)
 
 
 def _decode_companions(parts: _Parts, name: str, entry: Entry, read: ReadStream) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from patchbay.checkpoint import as_bits
 from patchbay.delta.manifest import Manifest
 
 
@@ -55,7 +56,7 @@ class Delta:
 
     manifest: Manifest
     matrices: Mapping[str, SparseRows]
-    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, low-rank matrices
+    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, low-rank and lossless matrices
     added: Mapping[str, torch.Tensor]
     copied: Mapping[str, torch.Tensor]
     exceptions: Mapping[str, Exceptions]
@@ -85,3 +86,10 @@ class Delta:
 def apply_difference(base: torch.Tensor, difference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """round(fp32(base) + difference) to `dtype`: added in fp32, rounded once, to nearest even."""
     return (base.to(torch.float32) + difference.reshape(base.shape)).to(dtype)
+
+
+def find_exceptions(base: torch.Tensor, difference: torch.Tensor, tuned: torch.Tensor) -> Exceptions:
+    """The entries whose bits in `tuned` are others than those of `apply_difference`."""
+    reached = apply_difference(base, difference, tuned.dtype)
+    positions = torch.nonzero(as_bits(reached.contiguous()) != as_bits(tuned.contiguous())).flatten()
+    return Exceptions(positions, tuned.reshape(-1)[positions])

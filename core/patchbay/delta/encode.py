@@ -13,8 +13,9 @@ from patchbay.checkpoint import raw_bytes
 from patchbay.delta.codecs import VALUES, Positions, Shape, Values, best_positions, digits, seeded_positions
 from patchbay.delta.codecs.seeded import SEED_BYTES, Seeded
 from patchbay.delta.delta import Exceptions, NeuronStatistics, SparseRows
-from patchbay.delta.entries import DTYPES, Band, Dense, Entries, Entry, LowRank, Sparse, numel
+from patchbay.delta.entries import DTYPES, Band, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
 from patchbay.delta.frames import shuffle
+from patchbay.delta.lossless import as_difference, encode_bits
 from patchbay.delta.low_rank import product
 from patchbay.delta.neurons import decode_neurons, encode_neurons
 from patchbay.delta.streams import OWN_VALUES, Stream, factor_shapes, value_kinds
@@ -81,6 +82,13 @@ class Streams:
         flat = difference.reshape(-1).to(torch.float32).numpy()
         stored = self._add_values(name, entry, encoding, flat, np.arange(numel(shape)), shape)
         return torch.from_numpy(stored).reshape(shape)
+
+    def add_lossless(self, name: str, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """The fine-tune's tensor to the bit, against the base's; returns the difference as a reader sees it (fp32)."""
+        self.streams[Stream("lossless", name)] = _shuffled(encode_bits(before, after))
+        shape = tuple(after.shape)
+        self.entries[name] = Lossless(kind="lossless", shape=shape, dtype=DTYPE_NAMES[after.dtype], values="zigzag")
+        return as_difference(before, after)[0]
 
     def add_low_rank(
         self,

@@ -141,7 +141,22 @@ class LowRank(TensorEntry):
         return self
 
 
-Entry = Sparse | Dense | LowRank
+class Lossless(TensorEntry):
+    """A float tensor to the bit, as the difference of its bit patterns from the base's. `dtype` says how wide."""
+
+    kind: Literal["lossless"]
+    values: Literal["zigzag"]
+
+    @model_validator(mode="after")
+    def _needs_no_exceptions(self) -> Self:
+        if self.exceptions:
+            raise ValueError("a tensor of kind 'lossless' has every bit already: no exceptions")
+        if not DTYPES[self.dtype].is_floating_point:
+            raise ValueError(f"a tensor of kind 'lossless' is no {self.dtype}: integers are copied")
+        return self
+
+
+Entry = Sparse | Dense | LowRank | Lossless
 
 
 def numel(shape: tuple[int, ...]) -> int:

@@ -19,6 +19,7 @@ from patchbay.delta.decode import decode
 from patchbay.delta.delta import Delta
 from patchbay.delta.fits import check_fits
 from patchbay.delta.frames import LEVELS, SEARCHED_LEVELS, content_size, pack, unpack_exactly
+from patchbay.delta.lossless import ReadBase
 from patchbay.delta.manifest import FORMAT_VERSION, Manifest
 from patchbay.delta.streams import Frame, ReadStream, Stream, plan_frames, stream_bounds, stream_lengths
 from patchbay.delta.version1 import StreamsVersion1, check_version1, item_of_row
@@ -36,6 +37,7 @@ ITEM_OF_KIND = {
     "own_values": "own",
     "vector_scales": "vectors",
     "vectors": "vectors",
+    "lossless": "lossless",
     "added": "added",
     "copied": "copied",
     "appended": "appended",
@@ -92,7 +94,14 @@ class DeltaFile:
             items[item] = items.get(item, 0) + size
         return items
 
-    def load(self, specs: Mapping[str, TensorSpec], fingerprint: str, *, finite: bool = True) -> Delta:
+    def load(
+        self,
+        specs: Mapping[str, TensorSpec],
+        fingerprint: str,
+        *,
+        finite: bool = True,
+        read_base: ReadBase | None = None,
+    ) -> Delta:
         """Decodes everything once names and shapes are known to be the base's. Errors as in `check_fits`, `decode`."""
         check_fits(self.manifest, specs, fingerprint)
         with safe_open(self.path, framework="np") as handle:
@@ -105,7 +114,7 @@ class DeltaFile:
                 streams = StreamsVersion1(self.manifest, read)
             else:
                 streams = _FramedStreams(self.frames, read)
-            return decode(self.manifest, streams, finite=finite)
+            return decode(self.manifest, streams, finite=finite, read_base=read_base)
 
     def check_payload(self) -> None:
         """Compares the payload's sha256 with the manifest's. Raises MalformedDelta."""
@@ -148,11 +157,20 @@ def write_delta(path: Path, manifest: Mapping[str, Any], streams: Mapping[Stream
     return DeltaFile.open(path)
 
 
-def read_delta(path: Path, specs: Mapping[str, TensorSpec], fingerprint: str, max_bytes: int | None = None) -> Delta:
-    """Every check there is, then the decoded delta: what an upload has to pass."""
+def read_delta(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    fingerprint: str,
+    max_bytes: int | None = None,
+    *,
+    read_base: ReadBase | None = None,
+) -> Delta:
+    """Every check there is, then the decoded delta: what an upload has to pass. `read_base` gives the base's tensors
+    as they are stored, which lossless ones are decoded from.
+    """
     file = DeltaFile.open(path, max_bytes)
     try:
-        delta = file.load(specs, fingerprint)
+        delta = file.load(specs, fingerprint, read_base=read_base)
         file.check_payload()
     except MemoryError as error:
         raise DeltaError("not enough memory to decode the delta", param="file") from error

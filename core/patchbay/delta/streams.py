@@ -33,6 +33,7 @@ KINDS = (
     "neuron_cosine",
     "vector_scales",
     "vectors",
+    "lossless",
     "added",
     "copied",
     "appended",
@@ -128,7 +129,7 @@ def _streams(name: str, entry: Entry) -> Iterator[tuple[Stream, int]]:
             yield from _value_streams(name, entry, values, numel(shape), shape, part)
     elif entry.kind == "delta":
         yield from _value_streams(name, entry, entry.values, numel(entry.shape), entry.shape)
-    else:
+    else:  # lossless, added or copied: as wide as the tensor
         yield Stream(entry.kind, name), numel(entry.shape) * DTYPES[entry.dtype].itemsize
     yield from _companions(name, entry)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from patchbay.delta.container import Container
-from patchbay.delta.entries import Dense, LowRank, Sparse
+from patchbay.delta.entries import Dense, Lossless, LowRank, Sparse
 from patchbay.delta.frames import unpack
 from patchbay.delta.manifest import Manifest
 from patchbay.delta.streams import Stream, stream_bounds
@@ -25,7 +25,7 @@ def check_version1(container: Container, manifest: Manifest) -> None:
     for name, entry in manifest.tensors.items():
         whole = isinstance(entry, Dense) and entry.values not in _DENSE_VALUES
         several = isinstance(entry, Sparse) and entry.multiples > 1
-        if isinstance(entry, LowRank) or whole or several or entry.neurons or entry.appended:
+        if isinstance(entry, LowRank | Lossless) or whole or several or entry.neurons or entry.appended:
             raise MalformedDelta(f"{name!r} is encoded in a way that version 1 does not have", param=name)
     expected = _stream_names(manifest)
     for name in sorted(container.rows.keys() ^ expected):

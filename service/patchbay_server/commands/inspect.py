@@ -112,7 +112,7 @@ def _count_parameters(manifest: Manifest) -> tuple[int, int]:
 
 def _count_kinds(manifest: Manifest) -> dict[str, int]:
     kinds = [entry.kind for entry in manifest.tensors.values()]
-    return {kind: kinds.count(kind) for kind in ("sparse", "delta", "low_rank", "added", "copied")}
+    return {kind: kinds.count(kind) for kind in ("sparse", "delta", "low_rank", "lossless", "added", "copied")}
 
 
 def _summary(described: dict[str, Any]) -> dict[str, object]:

@@ -18,7 +18,8 @@ def verify(delta: DeltaArgument, base: BaseOption, as_json: JsonOption = False) 
     file = DeltaFile.open(delta)
     with open_console(stderr=True).status("verify"):
         checkpoint = Checkpoint.open(base)
-        read_delta(delta, Architecture.of(checkpoint).specs, checkpoint.fingerprint)
+        specs = Architecture.of(checkpoint).specs
+        read_delta(delta, specs, checkpoint.fingerprint, read_base=checkpoint.read)
     found = {
         "ok": True,
         "path": str(delta),

@@ -60,7 +60,7 @@ def publish(hub: Hub, base: Base, file: Path, name: str, *, tenant: str, activat
         while chunk := source.read(CHUNK):
             upload.write(chunk)
         upload.finish()
-        delta = read_delta(upload.path, base.specs, base.checkpoint.fingerprint)
+        delta = read_delta(upload.path, base.specs, base.checkpoint.fingerprint, read_base=base.checkpoint.read)
         if delta.added:
             check_head(base.backbone, delta)
         parameters = sum(spec.numel for spec in base.specs.values())

@@ -110,6 +110,6 @@ def _check(engine: Engine, upload: Upload) -> str:
     """Everything that can be wrong with the file is found here; then what the catalog shows of it."""
     upload.finish()
     backbone = engine.backbone
-    delta = read_delta(upload.path, backbone.specs, backbone.fingerprint)
+    delta = read_delta(upload.path, backbone.specs, backbone.fingerprint, read_base=backbone.stored)
     check_head(backbone, delta)
     return json.dumps(summarise(delta.manifest, upload.size, backbone.num_parameters))
