@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv test lint format demo test-redis bench-compression bench-codec clean
+.PHONY: help venv test lint format demo test-redis bench-compression bench-claims bench-codec clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -39,6 +39,10 @@ test-redis: venv  ## the store's contract on a real redis-server
 
 bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_compression $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \
+	  $(if $(QUICK),--quick)
+
+bench-claims: venv  ## published NPS against its claims, at equal density; TASKS, BACKBONE and QUICK as above
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.claims $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \
 	  $(if $(QUICK),--quick)
 
 bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for each encoding

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.laplace import HIDDEN, NUM_LEVELS, Kept, draw, keep, to_levels
-from benchmarks.quality_compression import CACHE, _machine
-from benchmarks.report import _markdown_table
+from benchmarks.machine import machine
+from benchmarks.quality_compression import CACHE
+from benchmarks.report import markdown_table
 from benchmarks.results import Ledger, Line
 from patchbay.architecture import Kind, TensorSpec
 from patchbay.delta import Delta, DeltaFile, SparseRows, write_delta
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     questions = list(_questions(options.entries, options.repetitions))
     missing = [question for question in questions if ledger.find(question) is None]
     if missing:
-        ledger.append(_machine(1))
+        ledger.append(machine(1))
         _answer(missing, draw(options.entries), ledger)
     text = markdown([ledger.find(question) or {} for question in questions], ledger.find({"kind": "machine"}) or {})
     ledger.file.with_suffix(".md").write_text(text + "\n", "utf-8")
@@ -137,7 +138,7 @@ def markdown(lines: Sequence[Line], machine: Line) -> str:
     head = f"Measured {machine['started']} on {machine['processor']}, {machine['cores']} cores, one thread; Python "
     head += f"{machine['python']}, torch {machine['torch']}, patchbay {machine['patchbay']}; "
     head += f"{lines[0]['parameters']:,} parameters, {lines[0]['repetitions']} repetitions."
-    return f"{head}\n\n{_markdown_table(COLUMNS, [_row(line) for line in lines])}"
+    return f"{head}\n\n{markdown_table(COLUMNS, [_row(line) for line in lines])}"
 
 
 def _row(line: Line) -> list[str]:

@@ -69,14 +69,14 @@ class Refer:
         return f"{self.case.family} {self.case.task}"
 
     def question(self) -> Line:
-        return _question(self.family, self.case) | {"kind": "reference"}
+        return question_of(self) | {"kind": "reference"}
 
     def run(self, on_progress: OnProgress) -> Line:
         logits = partial(self.family.logits, self.case.task)
         targets = self.family.targets(self.case.task)
         full = full_outputs(self.case.finetuned, logits)
         _save(self.outputs, full)
-        bench = _bench(self.case.base)
+        bench = bench_of(self.case.base)
         with tempfile.TemporaryDirectory() as folder:
             empty = Path(folder) / "empty.safetensors"
             compress(self.case.base, self.case.finetuned, empty, Options("magnitude", density=0.0))
@@ -113,10 +113,10 @@ class Try:
     def question(self) -> Line:
         asked = METHODS[self.method].options(1, self.seed)
         cell = {"kind": "cell", "method": self.method, "bits": self.bits, "seed": self.seed, "options": repr(asked)}
-        return _question(self.family, self.case) | cell
+        return question_of(self) | cell
 
     def run(self, on_progress: OnProgress) -> Line:
-        bench = _bench(self.case.base)
+        bench = bench_of(self.case.base)
         target = int(self.bits * bench.sizes.parameters / 8) + self.head_bytes
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "delta.safetensors"
@@ -125,7 +125,7 @@ class Try:
             except CannotReach as reason:
                 return self.question() | {"unreachable": str(reason), "needed": self._bits(bench, reason.num_bytes)}
             outputs = bench.outputs(file, partial(self.family.logits, self.case.task))
-        scores = compare(outputs, _full(self.outputs), self.family.targets(self.case.task))
+        scores = compare(outputs, full_of(self.outputs), self.family.targets(self.case.task))
         return self.question() | {
             "bytes": report.num_bytes,
             "head_bytes": self.head_bytes,
@@ -134,15 +134,16 @@ class Try:
             "density": report.density,
             "relative_error": report.relative_error,
             "compress_seconds": report.seconds,
-            **_flat(scores),
+            **flat(scores),
         }
 
     def _bits(self, bench: Bench, num_bytes: int | None) -> float | None:
         return None if num_bytes is None else 8 * (num_bytes - self.head_bytes) / bench.sizes.parameters
 
 
-def _question(family: Family, case: Case) -> Line:
-    rows = len(family.targets(case.task))
+def question_of(job: Refer | Try) -> Line:
+    """What every question about a fine-tune says of it."""
+    case, rows = job.case, len(job.family.targets(job.case.task))
     return {"family": case.family, "task": case.task, "finetune": case.fingerprint, "rows": rows}
 
 
@@ -152,7 +153,8 @@ def _counts(full: Estimate, base: Estimate, probe: float | None, language: bool)
     return full.value > (base.value if probe is None else probe)
 
 
-def _flat(scores: Scores) -> Mapping[str, Any]:
+def flat(scores: Scores) -> Mapping[str, Any]:
+    """As fields of a line, intervals included."""
     estimates = {"score": scores.score, "agreement": scores.agreement, "kl": scores.kl}
     spread = {name: number for key, value in estimates.items() for name, number in _spread(key, value).items()}
     return spread | {"retained": scores.retained}
@@ -170,10 +172,12 @@ def _save(file: Path, outputs: torch.Tensor) -> None:
 
 
 @lru_cache(maxsize=2)
-def _full(file: Path) -> torch.Tensor:
+def full_of(file: Path) -> torch.Tensor:
+    """The fine-tune's own outputs."""
     return torch.from_numpy(np.load(file, allow_pickle=False))
 
 
 @lru_cache(maxsize=2)
-def _bench(base: Path) -> Bench:
+def bench_of(base: Path) -> Bench:
+    """The resident base of this process."""
     return Bench(base)

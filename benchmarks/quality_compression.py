@@ -8,18 +8,13 @@ Everything is kept in the cache: a second run does what is missing and reports a
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-import patchbay
 from benchmarks.aggregate import load
 from benchmarks.families.base import Case, Family
 from benchmarks.families.language import Language
@@ -27,6 +22,7 @@ from benchmarks.families.language import Training as LanguageTraining
 from benchmarks.families.text_cases import QUICK_TASKS, Text
 from benchmarks.families.vision import Vision
 from benchmarks.jobs import Refer, Train, TrainBase, Try
+from benchmarks.machine import machine
 from benchmarks.methods import METHODS
 from benchmarks.parallel import Job, Workers
 from benchmarks.report import print_report, write_report
@@ -58,14 +54,14 @@ QUICK = Scale("quick", (0.1, 0.4, 1.0), 1, 250, 25, 240, QUICK_TASKS, 1)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, measures and reports, as far as the cache does not hold it already."""
-    options = _parse(arguments)
-    scale = _part(QUICK if options.quick else FULL, options)
+    options = parse(arguments, __doc__)
+    scale = scale_of(options)
     cache = options.cache.expanduser()
     ledger = Ledger(cache / f"compression-{scale.name}.jsonl", QUESTION)
     console = Console()
     silence_libraries()
     with Workers(options.workers, console) as workers:
-        measure(_families(options, scale, cache), scale, cache, ledger, workers)
+        measure(families_of(options, scale, cache), scale, cache, ledger, workers)
     results = load(ledger.file)
     print_report(results, console)
     for written in write_report(results, cache / f"compression-{scale.name}"):
@@ -74,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(families: Sequence[Family], scale: Scale, cache: Path, ledger: Ledger, workers: Workers) -> None:
     """Bases, fine-tunes, full outputs, then every method at every size: each stage skips what is there."""
+    cells = [cell for job in prepare(families, cache, ledger, workers) for cell in _cells(job, scale, ledger)]
+    record(ledger, workers, "compress", [cell for cell in cells if ledger.find(cell.question()) is None])
+
+
+def prepare(families: Sequence[Family], cache: Path, ledger: Ledger, workers: Workers) -> list[Refer]:
+    """Bases, fine-tunes and full outputs, as far as they are missing; what the fine-tunes are compared with."""
     by_name = {family.name: family for family in families}
     first: list[Job[object]] = [TrainBase(family) for family in families if not family.has_base()]
     # A family that has its base need not wait for the others'.
@@ -83,9 +85,8 @@ def measure(families: Sequence[Family], scale: Scale, cache: Path, ledger: Ledge
     cases = sorted(workers.run("fine-tunes", training), key=lambda case: (case.family, case.task))
     references = [_refer(by_name[case.family], case, cache) for case in cases]
     missing = [job for job in references if ledger.find(job.question()) is None or not job.outputs.is_file()]
-    _record(ledger, workers, "full outputs", missing)
-    cells = [cell for job in references for cell in _cells(job, scale, ledger)]
-    _record(ledger, workers, "compress", [cell for cell in cells if ledger.find(cell.question()) is None])
+    record(ledger, workers, "full outputs", missing)
+    return references
 
 
 def _refer(family: Family, case: Case, cache: Path) -> Refer:
@@ -103,14 +104,16 @@ def _cells(job: Refer, scale: Scale, ledger: Ledger) -> Iterator[Try]:
                 yield Try(job.family, job.case, job.outputs, name, bits, seed, reference["head_bytes"])
 
 
-def _record(ledger: Ledger, workers: Workers, title: str, jobs: Sequence[Job[Line]]) -> None:
+def record(ledger: Ledger, workers: Workers, title: str, jobs: Sequence[Job[Line]]) -> None:
+    """Every result is on disk as soon as it is there, under the machine that it was measured on."""
     if jobs:
-        ledger.append(_machine(workers.count))
+        ledger.append(machine(workers.count))
     for line in workers.run(title, jobs):
         ledger.append(line)
 
 
-def _families(options: argparse.Namespace, scale: Scale, cache: Path) -> list[Family]:
+def families_of(options: argparse.Namespace, scale: Scale, cache: Path) -> list[Family]:
+    """The families that were asked for and can be measured."""
     models = cache / "models"
     pretraining = LanguageTraining(scale.pretraining_seconds, learning_rate=1e-3)
     finetuning = LanguageTraining(scale.pretraining_seconds / 3, learning_rate=3e-4)
@@ -123,33 +126,15 @@ def _families(options: argparse.Namespace, scale: Scale, cache: Path) -> list[Fa
     return [known[name] for name in options.families if name in known]
 
 
-def _part(scale: Scale, options: argparse.Namespace) -> Scale:
-    """The same grid, less of it: what one evening measures, the next one goes on from."""
+def scale_of(options: argparse.Namespace) -> Scale:
+    """The full or the quick grid, or less of it: what one evening measures, the next one goes on from."""
+    scale = QUICK if options.quick else FULL
     return replace(scale, bits=tuple(options.bits or scale.bits), seeds=options.seeds or scale.seeds)
 
 
-def _machine(workers: int) -> Line:
-    return {
-        "kind": "machine",
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "workers": workers,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "patchbay": patchbay.__version__,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality_compression", description=__doc__)
+def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
+    """The options that all benchmarks on these fine-tunes share."""
+    parser = argparse.ArgumentParser(description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tasks", type=Path, help="folder of text tasks: DIR/<task>/{train,test}.tsv, label<TAB>text")
     parser.add_argument("--backbone", type=Path, help="Hugging Face folder of the text encoder")

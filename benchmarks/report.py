@@ -58,10 +58,10 @@ def markdown(results: Results) -> str:
         f"Measured {machine['started']} on {machine['processor']}, {machine['cores']} cores, {machine['workers']} "
         f"processes of one thread; Python {machine['python']}, torch {machine['torch']}, patchbay "
         f"{machine['patchbay']}.",
-        _markdown_table(REFERENCES, _reference_rows(results)),
+        markdown_table(REFERENCES, _reference_rows(results)),
     ]
     for family, points in results.points.items():
-        table = [_markdown_table(POINTS, _point_rows(points))] if points else []
+        table = [markdown_table(POINTS, _point_rows(points))] if points else []
         parts += [f"### {family}", *table, _remark(results, family)]
     return "\n\n".join(parts)
 
@@ -159,7 +159,8 @@ def _table(title: str, columns: Sequence[str], rows: Grid) -> Table:
     return table
 
 
-def _markdown_table(columns: Sequence[str], rows: Grid) -> str:
+def markdown_table(columns: Sequence[str], rows: Grid) -> str:
+    """The first two columns to the left, numbers to the right."""
     rule = ["---", "---", *["---:"] * (len(columns) - 2)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(columns), rule, *rows])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class Checkpoint:
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
-    _handles: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> Checkpoint:
@@ -63,11 +62,12 @@ class Checkpoint:
         return cls(folder, config, dict(sorted(tensors.items())))
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as stored, on the CPU; only this tensor's bytes are read."""
-        file = self.tensors[name].file
-        if file not in self._handles:
-            self._handles[file] = safe_open(file, framework="pt")
-        tensor: torch.Tensor = self._handles[file].get_tensor(name)
+        """The tensor as stored, on the CPU; only this tensor's bytes are read, and mapped while it lives.
+
+        One mapping for all would keep the pages of every tensor that was ever read.
+        """
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     @cached_property

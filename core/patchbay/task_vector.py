@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,6 @@ class TaskVector:
         pairs, added, missing = _match(old_arch, new_arch)
         resized = [name for name, other in pairs.items() if new.tensors[other].shape != old.tensors[name].shape]
 
-        @lru_cache(maxsize=1)  # difference, dtype and exceptions of a tensor are asked for one after the other
         def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             before, after = old.read(name), new.read(pairs[name])
             return before, after[: len(before)] if name in resized else after

@@ -13,7 +13,7 @@ from benchmarks.methods import METHODS
 from benchmarks.quality_compression import Scale, main
 from tests import pico
 
-from benchmarks import quality_compression
+from benchmarks import claims, quality_compression
 
 SMALL = Scale("quick", (0.01, 40.0), 2, 40, 2, 1.0, 1, 1)
 TINY_BITS, LARGE_BITS = SMALL.bits
@@ -150,3 +150,38 @@ def test_tasks_without_a_backbone_are_refused(capsys: pytest.CaptureFixture[str]
 
 def _timeless(line: Line) -> Line:
     return {key: value for key, value in line.items() if key != "compress_seconds"}
+
+
+def test_published_nps_is_measured_at_equal_density(
+    finished: tuple[list[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the fine-tunes that are there, once; the table has a row for every variant and density."""
+    arguments, cache = finished
+    monkeypatch.setattr(claims, "DENSITIES", (0.5, 1.0))
+    claims.main(arguments)
+    lines = _lines(cache, "claim")
+    assert {(line["method"], line["bits"]) for line in lines} == {(v, d) for v in claims.VARIANTS for d in (0.5, 1.0)}
+    kl = {(line["method"], line["bits"]): line["kl"] for line in lines}
+    assert kl["magnitude", 1.0] < kl["magnitude", 0.5]
+    capsys.readouterr()
+    claims.main(arguments)
+    assert len(_lines(cache, "claim")) == len(lines)
+    reference = _lines(cache, "reference")[-1]
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| text")]
+    assert [row.split(" | ")[1] for row in rows] == 2 * list(claims.VARIANTS) * reference["counts"]
+
+
+def test_a_table_of_claims_is_of_what_counts_and_of_the_latest_fine_tune() -> None:
+    def claim(task: str, finetune: str, kl: float) -> Line:
+        scores = {"score": 0.9, "retained": 99.0, "agreement": 0.95, "kl": kl}
+        asked = {"kind": "claim", "family": "text", "method": "magnitude", "bits": 0.05}
+        return {**asked, "task": task, "finetune": finetune, **scores}
+
+    def reference(task: str, finetune: str, counts: bool) -> Line:
+        return {"kind": "reference", "family": "text", "task": task, "finetune": finetune, "counts": counts}
+
+    lines = [reference("a", "old", True), claim("a", "old", 9.0), reference("a", "new", True), claim("a", "new", 0.5)]
+    lines += [reference("b", "one", True), claim("b", "one", 9.0), claim("b", "one", 0.25)]
+    lines += [reference("c", "two", False), claim("c", "two", 9.0)]
+    row = claims.table(lines).splitlines()[-1]
+    assert row == "| text | magnitude | 0.05 | 0.900 | 99.0 | 95.0 | 0.375 | 2 |"

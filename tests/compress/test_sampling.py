@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.compress.problems import random_tensors, tensors
 
-from patchbay.compress import sampling
+from patchbay.compress import prune
 from patchbay.compress.sampling import SystematicWalk, geometric_bounds, rank_values, solve_rate
 
 PROBABILITIES = st.lists(st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 0.5, 1.0])), max_size=60)
@@ -102,7 +102,7 @@ def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
     values = torch.rand(500, generator=torch.Generator().manual_seed(3))
     values[100:130], values[200:230] = 0.0, 1.0
     whole = [SystematicWalk(seed)(values) for seed in range(20)]
-    monkeypatch.setattr(sampling, "CHUNK", chunk)
+    monkeypatch.setattr(prune, "CHUNK", chunk)
     for seed, positions in enumerate(whole):
         assert torch.equal(SystematicWalk(seed)(values), positions)
 

@@ -121,7 +121,7 @@ def _problem(vector: TaskVector, writer: Writer, options: Options, record: Recor
         names=names,
         read=held.__getitem__ if in_memory else read,
         sizes={name: vector.specs[name].numel for name in names},
-        ratio=_ratio(vector, names, read),
+        ratio=_ratio(vector, names, held.__getitem__ if in_memory else read),
     )
     whole = {name: read(name) for name in vector.changed if name not in prunable.sizes}
     return Problem(prunable, writer.manifest(), whole, vector.added, vector.copied, vector.appended, record)

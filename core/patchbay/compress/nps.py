@@ -8,7 +8,7 @@ weight. The pruned vector is scored at every evaluation, and the best evaluated 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -149,8 +149,8 @@ class SampledNps:
     def pruner(self, density: float) -> Pruner:
         keep = num_kept(density, self.problem.vector.numel)
         weights = self.weights or region_weights(self.options.groups, *self._rule(density))  # before it is tuned
-        parts = Sampled(self.problem.vector, self.options.groups, self.columns).parts(weights, keep, self.options.seed)
-        return _in_order(parts, self.options.values)
+        draws = Sampled(self.problem.vector, self.options.groups, self.columns).draws(weights, keep, self.options.seed)
+        return _in_order(draws, self.options.values)
 
     @property
     def params(self) -> Mapping[str, int | float | str | bool]:
@@ -233,13 +233,12 @@ class SampledNps:
         return max(e.score for e in self.problem.record.evaluations if e.point[1:] == weights)
 
 
-def _in_order(parts: Iterator[tuple[str, Part]], values: str) -> Pruner:
+def _in_order(draws: Iterator[tuple[str, Callable[[torch.Tensor], SparsePart]]], values: str) -> Pruner:
     def prune(name: str, tau: torch.Tensor) -> Part:
-        drawn, part = next(parts)
-        assert drawn == name, "a pruner is asked in sorted order of names"
-        if values in ("auto", "sign") or not isinstance(part, SparsePart):
-            return part
-        return SparsePart(part.rows, values)
+        asked, drawn = next(draws)
+        assert asked == name, "a pruner is asked in sorted order of names"
+        part = drawn(tau)
+        return part if values in ("auto", "sign") else SparsePart(part.rows, values)
 
     return prune
 

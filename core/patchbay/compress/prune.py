@@ -17,6 +17,7 @@ from patchbay.delta.codecs import seeded_positions
 
 Read = Callable[[str], torch.Tensor]
 UPPER_BINS = 1 << 15
+CHUNK = 1 << 20  # entries looked at in one step: what is computed about them takes several times their memory
 
 
 def num_kept(density: float, total: int) -> int:
@@ -104,11 +105,17 @@ def upper_half(bits: torch.Tensor) -> torch.Tensor:
     return bits >> 16
 
 
+def chunks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Flat views of CHUNK entries each, the last one shorter."""
+    return torch.split(tensor.reshape(-1), CHUNK) if tensor.numel() else ()
+
+
 def histogram(tensors: Iterable[torch.Tensor], key: Callable[[torch.Tensor], torch.Tensor], bins: int) -> torch.Tensor:
     """How many entries have each key, over all tensors; `key` is of the bits of magnitudes."""
     counts = torch.zeros(bins, dtype=torch.int64)
     for tensor in tensors:
-        counts += torch.bincount(key(_magnitude_bits(tensor)), minlength=bins)
+        for chunk in chunks(tensor):
+            counts += torch.bincount(key(_magnitude_bits(chunk)), minlength=bins)
     return counts
 
 

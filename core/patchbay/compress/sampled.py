@@ -10,13 +10,15 @@ Weights (0, .., 0, s, .., s) are "sampled within the largest R, times s"; the se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from patchbay.compress.parts import Part, SparsePart, Vector
+from patchbay.compress.prune import CHUNK, chunks
 from patchbay.compress.sampling import SystematicWalk, geometric_bounds, rank_values, solve_rate
 from patchbay.delta import SparseRows
 from patchbay.delta.codecs.digits import MAX_KINDS
@@ -25,9 +27,11 @@ Scales = Mapping[str, torch.Tensor]  # name -> importance of an input column, br
 
 
 class Weighted(NamedTuple):
-    """The entries of one matrix whose weight is not 0: flat positions and |u| there, times the column's importance."""
+    """The entries of one matrix whose weight is not 0: flat positions (None for all), and |u| there, times the column's
+    importance.
+    """
 
-    positions: torch.Tensor
+    positions: torch.Tensor | None
     magnitudes: torch.Tensor
 
 
@@ -45,23 +49,39 @@ class Sampled:
         self.edges = torch.tensor([*rank_values(map(self._importance, self.vector.names), ranks)[:-1], 0.0])
 
     def parts(self, weights: Sequence[float], keep: int, seed: int) -> Iterator[tuple[str, Part]]:
-        """One draw of the re-weighted vector: exactly `keep` entries, or all that are not zero."""
+        """All parts of one draw."""
+        for name, drawn in self.draws(weights, keep, seed):
+            yield name, drawn(self.vector.read(name))
+
+    def draws(
+        self, weights: Sequence[float], keep: int, seed: int
+    ) -> Iterator[tuple[str, Callable[[torch.Tensor], SparsePart]]]:
+        """One draw of the re-weighted vector: exactly `keep` entries, or all that are not zero. Each matrix's is asked
+        for with its difference.
+        """
         chosen = torch.tensor(weights, dtype=torch.float32)
         weighted = {name: self._weigh(name, chosen) for name in self.vector.names}
         rate = solve_rate([part.magnitudes for part in weighted.values()], keep) if keep else 0.0
         walk, more = SystematicWalk(seed), SystematicWalk(seed, stream=1)
         for name in self.vector.names:
             part = weighted.pop(name)
-            drawn = walk(torch.nan_to_num(part.magnitudes * rate, nan=0.0).clamp_(max=1))
+            drawn = walk(part.magnitudes, rate)
             size = part.magnitudes[drawn]
+            positions = drawn.to(_index(self.vector.sizes[name])) if part.positions is None else part.positions[drawn]
             times = 1 + more.counts((size.double() * rate - 1).clamp_(min=0)) if math.isfinite(rate) else None
-            yield name, self._part(name, part.positions[drawn], size, times, rate)
+            del part
+            yield name, partial(self._part, name, positions, size, times, rate)
 
     def _part(
-        self, name: str, positions: torch.Tensor, size: torch.Tensor, times: torch.Tensor | None, rate: float
+        self,
+        name: str,
+        positions: torch.Tensor,
+        size: torch.Tensor,
+        times: torch.Tensor | None,
+        rate: float,
+        tau: torch.Tensor,
     ) -> SparsePart:
         """Kept in full (no `times`), or with multiples that no file holds, entries keep a value of their own."""
-        tau = self.vector.read(name)
         scale = self._scale(name).expand(tau.shape).reshape(-1)[positions]
         exact = times is None or float(times.max() if len(times) else 1) > MAX_KINDS
         values = size / scale if exact or times is None else (times / (rate * scale.double())).float()
@@ -70,13 +90,16 @@ class Sampled:
 
     def _weigh(self, name: str, weights: torch.Tensor) -> Weighted:
         importance = self._importance(name).reshape(-1)
-        # Most entries have weight 0: they are dropped before anything is computed about them.
+        # Where most entries have weight 0, those are dropped before anything is computed about them.
         lowest = float(self.edges[int(torch.nonzero(weights).max())]) if bool(weights.any()) else math.inf
-        positions = torch.nonzero((importance >= lowest) & (importance > 0)).flatten()
-        positions = positions.to(torch.int32 if importance.numel() < 2**31 else torch.int64)
-        kept = importance[positions]
-        group = torch.bucketize(kept, self.edges.flip(0), right=True)  # 1 = the smallest
-        return Weighted(positions, kept * weights.flip(0)[group - 1])
+        positions = None
+        if lowest > 0:
+            positions = _where_at_least(importance, lowest)
+            importance = importance[positions]
+        for chunk in chunks(importance):
+            group = torch.bucketize(chunk, self.edges.flip(0), right=True)  # 1 = the smallest
+            chunk *= weights.flip(0)[group - 1]
+        return Weighted(positions, importance)
 
     def _importance(self, name: str) -> torch.Tensor:
         magnitude = self.vector.read(name).abs()
@@ -94,3 +117,17 @@ class Sampled:
 def region_weights(groups: int, inside: int, scale: float) -> tuple[float, ...]:
     """`scale` for the first `inside` groups, those of the largest entries, 0 for the others."""
     return (scale,) * inside + (0.0,) * (groups - inside)
+
+
+def _where_at_least(flat: torch.Tensor, lowest: float) -> torch.Tensor:
+    """Positions of entries of at least `lowest`."""
+    index = _index(flat.numel())
+    found = [
+        (torch.nonzero(chunk >= lowest).flatten() + number * CHUNK).to(index)
+        for number, chunk in enumerate(chunks(flat))
+    ]
+    return torch.cat(found) if found else torch.empty(0, dtype=index)
+
+
+def _index(numel: int) -> torch.dtype:
+    return torch.int32 if numel < 2**31 else torch.int64

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from patchbay.compress.prune import UPPER_BINS, crossing, histogram, upper_half
+from patchbay.compress.prune import UPPER_BINS, chunks, crossing, histogram, upper_half
 
-CHUNK = 1 << 20
 _PASSES = 60
 
 
@@ -24,13 +23,14 @@ def solve_rate(magnitudes: Sequence[torch.Tensor], keep: int) -> float:
 
     A histogram tells which entries may come out at 1; only those are looked at one by one.
     """
-    if keep >= sum(int(torch.count_nonzero(m)) for m in magnitudes):
+    pieces = [piece for magnitude in magnitudes for piece in chunks(magnitude)]
+    if keep >= sum(int(torch.count_nonzero(piece)) for piece in pieces):
         return math.inf
-    counts = histogram(magnitudes, upper_half, UPPER_BINS)
+    counts = histogram(pieces, upper_half, UPPER_BINS)
     taken = counts.nonzero().flatten()
     above = _newton(_edges(taken).double(), counts[taken], 0.0, keep)  # magnitudes rounded down need a larger c
-    large = torch.cat([m[m * above >= 1] for m in magnitudes]).double()
-    rest = math.fsum(float((m * (m * above < 1)).sum(dtype=torch.float64)) for m in magnitudes)
+    large = torch.cat([piece[piece * above >= 1] for piece in pieces]).double()
+    rest = math.fsum(float((piece * (piece * above < 1)).sum(dtype=torch.float64)) for piece in pieces)
     return _newton(large, torch.ones(1, dtype=torch.float64), rest, keep)
 
 
@@ -63,26 +63,30 @@ class SystematicWalk:
         # Away from both ends, so that rounding errors of the running sum cannot add or lose an entry at the end.
         self._sum = float(np.random.default_rng([seed, stream]).uniform(0.01, 0.99))
 
-    def __call__(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Flat positions of what is kept, increasing."""
-        flat = probabilities.reshape(-1)
-        found = [torch.nonzero(passed).flatten() + start for start, passed in self._passed(flat)]
+    def __call__(self, magnitudes: torch.Tensor, rate: float = 1.0) -> torch.Tensor:
+        """Flat positions of what is kept with probability min(1, rate |u|), increasing. 0 is never kept."""
+        found = [torch.nonzero(passed).flatten() + start for start, passed in self._passed(magnitudes, rate, 1.0)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
     def counts(self, sizes: torch.Tensor) -> torch.Tensor:
         """fp64, how many integers the sum passes at each entry: its size rounded up or down, that size on average."""
-        found = [passed for _, passed in self._passed(sizes.reshape(-1))]
+        found = [passed for _, passed in self._passed(sizes)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
 
-    def _passed(self, flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    def _passed(
+        self, sizes: torch.Tensor, rate: float = 1.0, most: float = math.inf
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """Chunk by chunk: where it starts, and how many integers are passed at each entry."""
-        for start in range(0, flat.numel(), CHUNK):
-            sums = torch.cumsum(flat[start : start + CHUNK].double(), 0) + self._sum
+        start = 0
+        for chunk in chunks(sizes):
+            steps = torch.nan_to_num(chunk * rate, nan=0.0).clamp_(max=most)  # 0 times infinity is 0
+            sums = torch.cumsum(steps.double(), 0) + self._sum
             floors = sums.floor()
             before = torch.cat([torch.tensor([math.floor(self._sum)], dtype=torch.float64), floors[:-1]])
             # Whole numbers are taken off, or the fraction would lose its digits over a long walk.
             self._sum = float(sums[-1] - floors[-1])
             yield start, floors - before
+            start += len(chunk)
 
 
 def geometric_bounds(groups: int, total: int) -> list[int]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from patchbay.compress.prune import CHUNK, chunks
 from patchbay.delta import NeuronStatistics
 from patchbay.delta.manifest import Statistics
 
-PIECE = 1 << 20
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -41,7 +41,7 @@ def squared_norm(tensor: torch.Tensor) -> float:
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """In float64, piece by piece: a copy of the largest tensor in float64 would be the peak of memory."""
-    return (piece.double() for piece in torch.split(tensor.reshape(-1), PIECE))
+    return (piece.double() for piece in chunks(tensor))
 
 
 def neuron_statistics(tau: torch.Tensor, base: torch.Tensor, axis: int) -> NeuronStatistics:
@@ -49,9 +49,18 @@ def neuron_statistics(tau: torch.Tensor, base: torch.Tensor, axis: int) -> Neuro
 
     The cosine is 0 where either row is.
     """
-    rows, weights = (tensor.movedim(axis, 0).flatten(1) for tensor in (tau, base.to(torch.float32)))
+    rows, weights = (tensor.movedim(axis, 0).flatten(1) for tensor in (tau, base))
+    at_once = max(1, CHUNK // max(1, rows.shape[1]))
+    pairs = zip(rows.split(at_once), weights.split(at_once), strict=True)  # type: ignore[no-untyped-call]
+    energy, cosine = zip(*(_energy_and_cosine(*pair) for pair in pairs), strict=True)
+    # Squares of weights beyond 1e19 are no fp32 numbers; such a fine-tune is refused when it answers, not here.
+    return NeuronStatistics(
+        torch.cat(energy).clamp(max=LARGEST).float(), torch.cat(cosine).nan_to_num(0.0, 0.0, 0.0).float()
+    )
+
+
+def _energy_and_cosine(rows: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = weights.to(torch.float32)
     energy = torch.linalg.vecdot(rows, rows).double()
     lengths = (energy * torch.linalg.vecdot(weights, weights).double()).sqrt()
-    cosine = torch.where(lengths > 0, torch.linalg.vecdot(rows, weights).double() / lengths, 0.0)
-    # Squares of weights beyond 1e19 are no fp32 numbers; such a fine-tune is refused when it answers, not here.
-    return NeuronStatistics(energy.clamp(max=LARGEST).float(), cosine.nan_to_num(0.0, 0.0, 0.0).float())
+    return energy, torch.where(lengths > 0, torch.linalg.vecdot(rows, weights).double() / lengths, 0.0)

@@ -151,12 +151,11 @@ def is_prunable(spec: TensorSpec) -> bool:
 def finite_difference(vector: TaskVector, name: str, exact: bool) -> torch.Tensor:
     """The fp32 difference. Raises FinetuneMismatch for NaN or infinity, unless `exact` gives their bits elsewhere."""
     tau = vector[name]
-    finite = torch.isfinite(tau)
-    if bool(finite.all()):
+    if not tau.numel() or all(bool(torch.isfinite(bound)) for bound in tau.aminmax()):
         return tau
     if not exact:
         raise FinetuneMismatch(f"{name!r} contains NaN or infinity: the fine-tune is damaged", param=name)
-    return torch.where(finite, tau, 0.0)  # the exceptions carry the bits
+    return torch.where(torch.isfinite(tau), tau, 0.0)  # the exceptions carry the bits
 
 
 def as_stored(name: str, part: Part) -> torch.Tensor:

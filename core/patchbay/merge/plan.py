@@ -79,8 +79,9 @@ def _merge_vectors(
     vectors: dict[str, torch.Tensor] = {}
     for weight, delta in zip(merged.coefficients[:, 0].tolist(), deltas, strict=True):
         for name in delta.vectors.keys() - matrices.keys():
-            vector = delta.vectors[name]
-            vectors[name] = vectors[name] + weight * vector if name in vectors else weight * vector
+            # At weight 1 the delta's own: a lossless delta is as large as the model, and its plan need not be.
+            vector = delta.vectors[name] if weight == 1 else weight * delta.vectors[name]
+            vectors[name] = vectors[name] + vector if name in vectors else vector
     return vectors
 
 
