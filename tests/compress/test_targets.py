@@ -115,6 +115,8 @@ def divergence(base: Path, tuned: Path, file: Path, out: Path) -> float:
     ("options", "share"),
     [
         ({"method": "nps", "evaluations": 0}, 0.5),
+        ({"method": "nps", "evaluations": 8}, 0.5),
+        ({"method": "nps", "evaluations": 8}, 0.1),
         ({"method": "nps", "support": "topk", "evaluations": 6, "values": "fp32"}, 0.1),
         ({"method": "magnitude"}, 0.1),
         ({"method": "magnitude"}, 0.5),

@@ -87,26 +87,27 @@ def compress(
     if calibration is not None:
         problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), calibration, options.score)
     method = find_method(problem, options)
-    file = _write(writer, method, problem, out, _stage(on_progress, "distil"))
+    file = _write(writer, method, problem, out, on_progress)
     return _report(file, record, time.monotonic() - started)
 
 
 def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progress: Progress | None) -> DeltaFile:
-    options = writer.options
+    options, on_distil, on_fit = writer.options, _stage(on_progress, "distil"), _stage(on_progress, "fit")
 
     def distilled(density: float) -> Distilled:
         if not options.distil or method.distils == "nothing" or problem.judge is None:
             return Distilled()
         everything = method.distils == "everything"
         parts = problem.prune(method.pruner(density))
-        return distil(problem, parts, vectors=everything, seed=options.seed, on_progress=on_progress)
+        return distil(problem, parts, vectors=everything, seed=options.seed, on_progress=on_distil)
 
     if options.target_size is not None:
         return fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
-    density = DEFAULT_DENSITY if options.density is None else options.density
-    method.tune(density)
     if options.target_kl is not None and options.method != LOSSLESS:  # whose divergence is 0
-        density = fit_kl(problem, method, options.target_kl)
+        density = fit_kl(problem, method, options.target_kl, on_fit)
+    else:
+        density = DEFAULT_DENSITY if options.density is None else options.density
+        method.tune(density)
     return writer.write(method, density, out, distilled(density))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from patchbay.compress.distil import Distilled
 from patchbay.compress.methods import Method
-from patchbay.compress.parts import DensePart
+from patchbay.compress.parts import DensePart, Progress
 from patchbay.compress.problem import Problem
 from patchbay.compress.write import Writer, as_stored, whole_part
 from patchbay.delta import DeltaFile
@@ -107,32 +107,43 @@ def _secant(before: tuple[float, float], last: tuple[float, float], aim: float) 
     return float(before[0] * (last[0] / before[0]) ** share)
 
 
-def fit_kl(problem: Problem, method: Method, target: float) -> float:
-    """The smallest density, within a step of about 4 %, whose divergence on the calibration inputs is <= `target`,
-    measured on values as they are stored.
+def fit_kl(problem: Problem, method: Method, target: float, on_progress: Progress | None = None) -> float:
+    """The smallest density found whose divergence on the calibration inputs is <= `target`, measured on values as they
+    are stored. The method is tuned at the density that reaches it untuned, which is then too large.
 
     Raises InvalidRecipe without calibration inputs, and where density 1 does not reach it.
     """
     judge = problem.judge
     if judge is None:
         raise InvalidRecipe("target_kl is measured on calibration inputs: give some", param="target_kl")
-
     whole = {name: as_stored(name, whole_part(tau, method.options)) for name, tau in problem.whole.items()}
     stored = replace(problem, whole=whole)
 
-    def divergence(density: float) -> float:
+    def reaches(density: float) -> bool:
         parts = problem.prune(method.pruner(density))
-        return judge.divergence(
-            stored.candidate({n: DensePart(as_stored(n, part), "fp32") for n, part in parts.items()})
-        )
+        dense = {name: DensePart(as_stored(name, part), "fp32") for name, part in parts.items()}
+        return judge.divergence(stored.candidate(dense)) <= target
 
-    if divergence(1.0) > target:
+    if not reaches(1.0):
         raise InvalidRecipe(f"a divergence of {target} is not reached at density 1 either", param="target_kl")
-    low, high = math.log(SMALLEST_DENSITY), 0.0
-    for _ in range(KL_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if divergence(math.exp(middle)) <= target else (middle, high)
-    return math.exp(high)
+    density = _smallest(reaches, SMALLEST_DENSITY, 1.0, on_progress)
+    method.tune(density)
+    if not problem.record.evaluations:
+        return density
+    # Weights that were found at one density may not do as well at another, where fewer entries are left out.
+    while density < 1.0 and not reaches(density):
+        density = min(1.0, 1.5 * density)
+    return _smallest(reaches, density / 16, density, on_progress)
+
+
+def _smallest(reaches: Callable[[float], bool], low: float, high: float, on_progress: Progress | None) -> float:
+    """Between `low`, which is taken not to reach, and `high`, which does: within a factor of (high / low)^(1 / 256)."""
+    for step in range(KL_STEPS):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+        if on_progress:
+            on_progress(step + 1, KL_STEPS, f"density {high:.4g} reaches the divergence")
+    return high
 
 
 def density_of(bits: float, value_bits: float = 1.0) -> float:
