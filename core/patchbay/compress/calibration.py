@@ -41,6 +41,11 @@ class Calibration:
     labels: tuple[str, ...] | None = None
 
     @classmethod
+    def of(cls, inputs: Calibration | Path) -> Calibration:
+        """Inputs as they are, or read from a file. Raises as `read` does."""
+        return inputs if isinstance(inputs, Calibration) else cls.read(inputs)
+
+    @classmethod
     def read(cls, file: Path, labels: Path | None = None) -> Calibration:
         """Text lines, or a batch of arrays in `.npy` or `.safetensors` (one tensor). `labels`: one class a line.
 

@@ -76,16 +76,15 @@ def compress(
     InvalidRecipe for options that do not go together; InputError for calibration inputs that do not suit the model.
     """
     started = time.monotonic()
-    if isinstance(calibration, Path):
-        calibration = Calibration.read(calibration)
+    inputs = None if calibration is None else Calibration.of(calibration)
     old = Checkpoint.open(base)
     tuned = open_finetuned(finetuned, old)
     vector = TaskVector.from_models(old, tuned, _stage(on_progress, "compare"))
     record = Record(options.evaluations, history, on_evaluation, _stage(on_progress, "search"))
     writer = Writer(vector, tuned, options, _stage(on_progress, "write"))
-    problem = _problem(vector, writer, options, record, in_memory=calibration is not None)
-    if calibration is not None:
-        problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), calibration, options.score)
+    problem = _problem(vector, writer, options, record, in_memory=inputs is not None)
+    if inputs is not None:
+        problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), inputs, options.score)
     method = find_method(problem, options)
     file = _write(writer, method, problem, out, on_progress)
     return _report(file, record, time.monotonic() - started)

@@ -62,8 +62,8 @@ def transfer(
     suit the model; UnsupportedTask for sequence-to-sequence models, and for labels without a head.
     """
     _check(scales)
-    target_inputs = _read(calibration)
-    retained_inputs = replace(target_inputs, labels=None) if retained is None else _read(retained)
+    target_inputs = Calibration.of(calibration)
+    retained_inputs = replace(target_inputs, labels=None) if retained is None else Calibration.of(retained)
     backbone = Backbone.load(base, device="cpu")
     if backbone.task is Task.SEQ2SEQ_LM:
         raise UnsupportedTask("sequence-to-sequence models cannot be measured yet", param="base")
@@ -112,10 +112,6 @@ class _Sweep(Judge):
 def _without_novelties(delta: Delta) -> Delta:
     """What the delta does to the base itself: no head and no tokens of its own."""
     return replace(delta, added={}, appended={}, manifest=delta.manifest.model_copy(update={"tokens": ()}))
-
-
-def _read(inputs: Calibration | Path) -> Calibration:
-    return inputs if isinstance(inputs, Calibration) else Calibration.read(inputs)
 
 
 def _check(scales: Sequence[float]) -> None:
