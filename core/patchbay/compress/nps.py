@@ -20,6 +20,7 @@ from patchbay.compress.parts import Distils, Part, Pruner, SparsePart
 from patchbay.compress.problem import Problem
 from patchbay.compress.prune import KeepLargest, num_kept
 from patchbay.compress.record import BudgetSpent
+from patchbay.compress.region import Regions
 from patchbay.compress.sampled import Sampled, region_weights
 from patchbay.compress.sampling import geometric_bounds
 from patchbay.compress.search import Point, maximise
@@ -28,8 +29,6 @@ from patchbay.delta import SparseRows
 SCALES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 SWEEP = 14  # evaluations of region and scale before the weights are searched one by one
 SAMPLED_BOUNDS = (0.0, 4.0)
-# A noise of sampling above this fraction of the base's own weights hurts more than leaving small entries out.
-LOUD = 0.15
 
 
 @dataclass
@@ -157,13 +156,14 @@ class SampledNps:
         return {"support": "sampled", "columns": bool(self.columns), **_weight_params(self.weights)}
 
     def _rule(self, density: float) -> tuple[int, float]:
-        """Region and scale without calibration inputs: everything while the noise is small beside the base's weights,
-        else the largest tenth, longer by half. From two fine-tunes of one encoder (core/LOG.md).
-        """
-        groups, vector = self.options.groups, self.problem.vector
-        if density <= 0 or vector.ratio / density**0.5 * 0.5**0.5 < LOUD:
-            return self._allowed(groups - 1, density), 1.0
-        return self._allowed(groups - 2, density), 1.5
+        """Region and scale without calibration inputs."""
+        allowed = [inside for inside in range(1, self.options.groups + 1) if self._allowed(inside, density) == inside]
+        return self._regions.best(num_kept(density, self.problem.vector.numel), allowed)
+
+    @cached_property
+    def _regions(self) -> Regions:
+        vector = self.problem.vector
+        return Regions.of(vector, Sampled(vector, self.options.groups).edges)
 
     def _allowed(self, inside: int, density: float) -> int:
         """A region holds at least twice the entries that are kept, or it is all of them."""
