@@ -18,7 +18,7 @@ from tests import pico
 from transformers import AutoModelForCausalLM
 
 from patchbay.checkpoint import INDEX, Checkpoint, raw_bytes, tensor_sha256
-from patchbay.errors import UnsupportedBackbone
+from patchbay.errors import BackboneError, UnsupportedBackbone
 
 ModelFolder = Callable[..., Path]
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32"}
@@ -235,3 +235,20 @@ def test_hub_id_from_the_local_cache(tmp_path: Path, llama: Path, monkeypatch: p
 def test_raw_bytes_are_row_major(tensor: torch.Tensor) -> None:
     assert bytes(raw_bytes(tensor)) == tensor.numpy().tobytes()
     assert tensor_sha256(tensor) == hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def test_a_file_that_was_replaced_is_not_read(model_folder: ModelFolder) -> None:
+    """Names and shapes may be the same: bits of another model under this one's fingerprint would be wrong weights."""
+    folder = model_folder("bert_classifier")
+    checkpoint = Checkpoint.open(folder)
+    name = next(iter(checkpoint.tensors))
+    checkpoint.read(name)
+    file = checkpoint.tensors[name].file
+    copy = file.with_name("copy")
+    copy.write_bytes(file.read_bytes())
+    copy.replace(file)
+    with pytest.raises(BackboneError, match="has changed"):
+        checkpoint.read(name)
+    file.unlink()
+    with pytest.raises(BackboneError, match="no longer"):
+        checkpoint.read(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from patchbay.errors import UnsupportedBackbone
+from patchbay.errors import BackboneError, UnsupportedBackbone
 
 INDEX = "model.safetensors.index.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Checkpoint:
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> Checkpoint:
@@ -58,16 +62,25 @@ class Checkpoint:
         if not config_file.is_file():
             raise UnsupportedBackbone(f"{folder} has no config.json: give a Hugging Face model folder", param="base")
         config = read_json_object(config_file)
-        tensors = {t.name: t for file in _weight_files(folder) for t in scan_tensors(file)}
-        return cls(folder, config, dict(sorted(tensors.items())))
+        files = _weight_files(folder)
+        stamps = {file: _stamp(file) for file in files}
+        tensors = {t.name: t for file in files for t in scan_tensors(file)}
+        return cls(folder, config, dict(sorted(tensors.items())), stamps)
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored, on the CPU; only this tensor's bytes are read, and mapped while it lives.
 
-        One mapping for all would keep the pages of every tensor that was ever read.
+        One mapping for all would keep the pages of every tensor that was ever read. Raises BackboneError for a file
+        that is not the one that was opened.
         """
-        with safe_open(self.tensors[name].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        file = self.tensors[name].file
+        try:
+            if file in self.stamps and _stamp(file) != self.stamps[file]:
+                raise BackboneError(f"{file} has changed since it was opened: start again", param="base")
+            with safe_open(file, framework="pt") as opened:
+                tensor: torch.Tensor = opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise BackboneError(f"{file} can no longer be read: {error}", param="base") from error
         return tensor
 
     @cached_property
@@ -83,6 +96,12 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of the weight files on disk: what honest ratios are taken against."""
         return sum(file.stat().st_size for file in {t.file for t in self.tensors.values()})
+
+
+def _stamp(file: Path) -> Stamp:
+    """What differs between a file and one that was put in its place."""
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests import pico
@@ -16,7 +18,7 @@ from tests.compress.problems import texts
 from patchbay.backbone import Backbone
 from patchbay.compress.calibration import Calibration, Judge
 from patchbay.compress.compress import Options, Report, compress
-from patchbay.compress.targets import density_of
+from patchbay.compress.targets import _secant, density_of
 from patchbay.delta import DeltaFile, read_delta
 from patchbay.errors import InvalidRecipe
 
@@ -136,6 +138,51 @@ def test_divergence_of_the_file_is_within_its_bound(
     assert 0 < report.density < 1
 
 
+def few_changes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One entry in twenty."""
+    generator = torch.Generator().manual_seed(0)
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 0.01 * torch.randn(tensor.shape, generator=generator) * (
+            torch.rand(tensor.shape, generator=generator) < 0.05
+        )
+
+    return {name: change(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("support", ["sampled", "topk"])
+@pytest.mark.parametrize("target", [1e-3, 1e-5])
+def test_divergence_is_bounded_whatever_was_searched_for(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path, support: Any, target: float
+) -> None:
+    """Weights found for labels' likelihood may reach a divergence at no density."""
+    base, tuned = model_folder("bert_classifier"), finetune_folder("bert_classifier")
+    names = Backbone.load(tuned, device="cpu").labels
+    assert names
+    labelled = replace(INPUTS, labels=tuple(names[number % len(names)] for number in range(len(INPUTS.inputs))))
+    options = Options(
+        target_kl=target, score="log_likelihood", evaluations=15, support=support, values="fp32", distil=False
+    )
+    try:
+        compress(base, tuned, tmp_path / "d", options, calibration=labelled)
+    except InvalidRecipe as error:
+        assert "not reached at density 1" in error.message
+    else:
+        assert divergence(base, tuned, tmp_path / "d", tmp_path) <= 1.01 * target
+
+
+def test_a_size_that_cannot_grow_is_met(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """Where most entries did not change, all that did are kept long before density 1, and sizes hardly differ."""
+    base, tuned = model_folder("llama", layers=1), tmp_path / "tuned"
+    pico.rewrite(base, tuned, few_changes)
+    whole = pico.delta_file(base, tuned, tmp_path / "whole", method="nps", density=1.0)
+    for factor in (1.01, 1.22, 1.5, 3.0):
+        report = compress(base, tuned, tmp_path / "d", Options(target_size=int(factor * whole.stat().st_size)))
+        assert report.num_bytes <= factor * whole.stat().st_size
+
+
 def test_smaller_densities_would_not_do(
     model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -183,3 +230,8 @@ def test_fitted_file_is_whole(fit: Callable[..., Report], model_folder: ModelFol
     delta = read_delta(tmp_path / "out" / "d", backbone.specs, backbone.fingerprint)
     assert delta.manifest.compression.density == report.density
     DeltaFile.open(tmp_path / "out" / "d").check_payload()
+
+
+def test_sizes_that_hardly_differ_say_nothing_of_the_next_density() -> None:
+    assert _secant((0.316, 3596.0), (0.632, 3597.0), 4400.0) == 0.0  # and no overflow
+    assert _secant((0.1, 100.0), (0.2, 200.0), 400.0) == pytest.approx(0.4)

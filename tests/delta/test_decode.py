@@ -135,6 +135,20 @@ def test_a_value_counts_as_often_as_its_multiple_says(most: int) -> None:
     assert len(data[Stream("multiples", "w")]) == {2: 1, 7: 4, 65536: 8}[most]
 
 
+def test_multiples_have_one_spelling() -> None:
+    rows = SparseRows((2, 2), torch.tensor([0, 3]), torch.tensor([0.5, -1.0]))
+    streams = Streams()
+    streams.add_sparse("w", rows, "sign_tensor", torch.float32, multiples=torch.tensor([1, 2]))
+    entries, data = streams.finish()
+    data[Stream("multiples", "w")] = bytes(1)  # once, once
+    with pytest.raises(MalformedDelta, match="no value counts 2 times"):
+        decode(manifest(dict(entries)), data.__getitem__)
+    entry = entries["w"].model_dump()
+    for wrong in ({"count": 0}, {"own": {"count": 1, "positions": "gap"}}):
+        with pytest.raises(ValueError, match="multiples of no values"):
+            type(entries["w"]).model_validate({**entry, **wrong})
+
+
 def test_multiples_of_one_are_not_stored() -> None:
     rows = SparseRows((2, 2), torch.tensor([0, 3]), torch.tensor([0.5, -0.5]))
     streams = Streams()

@@ -22,6 +22,7 @@ METHODS = {
     "low_rank": "truncated SVD of each matrix with mixed precision",
     "lossless": "every bit, as differences of bit patterns: how small a file is that loses nothing",
 }
+ONE_SIZE = frozenset({"bitdelta", "lossless"})  # whatever density is asked for
 LOSSLESS = "lossless"  # also the encoding of a part that is written from the bits of both models
 VALUES = ("auto", "int8", "int4", "bf16", "fp32", "sign")
 MAX_EVALUATIONS = 10_000
@@ -36,8 +37,8 @@ class Options:
     `values`: the encoding of kept values, `auto` the method's own. `exact`: raw bits wherever base + delta does not
     round to the fine-tune. The others are NPS's: `groups` M, `evaluations` of the search, `optimizer`, `support`,
     `scope` of the groups of the top-k support, and `score` on the calibration inputs. `distil`: tune what costs no
-    bytes on the calibration inputs at the end, for the methods that do (sampled NPS, BitDelta). To `lossless` only
-    `target_size`, which its one size may exceed, and `merge_statistics` mean anything.
+    bytes on the calibration inputs at the end, for the methods that do (sampled NPS, BitDelta). `lossless` has one
+    size: it is refused for a smaller `target_size`, and only `merge_statistics` changes it.
     """
 
     method: str = "nps"
@@ -69,6 +70,8 @@ class Options:
             raise InvalidRecipe(f"scale {self.scale} is not a finite number", param="scale")
         if self.scale != 1.0 and self.method != "magnitude":
             raise InvalidRecipe(f"{self.method} finds its own scale: only magnitude takes one", param="scale")
+        if self.values != "auto" and self.method == LOSSLESS:
+            raise InvalidRecipe("lossless keeps bits: it has no encoding of values to choose", param="values")
         if self.seed < 0:
             raise InvalidRecipe(f"seed {self.seed} is negative", param="seed")
         if not 1 <= self.groups <= 256:

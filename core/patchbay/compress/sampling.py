@@ -79,8 +79,8 @@ class SystematicWalk:
         """Chunk by chunk: where it starts, and how many integers are passed at each entry."""
         start = 0
         for chunk in chunks(sizes):
-            steps = torch.nan_to_num(chunk * rate, nan=0.0).clamp_(max=most)  # 0 times infinity is 0
-            sums = torch.cumsum(steps.double(), 0) + self._sum
+            steps = torch.nan_to_num(chunk.double() * rate, nan=0.0).clamp_(max=most)  # 0 times infinity is 0
+            sums = torch.cumsum(steps, 0) + self._sum
             floors = sums.floor()
             before = torch.cat([torch.tensor([math.floor(self._sum)], dtype=torch.float64), floors[:-1]])
             # Whole numbers are taken off, or the fraction would lose its digits over a long walk.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from patchbay.compress.distil import Distilled
 from patchbay.compress.methods import Method
+from patchbay.compress.options import ONE_SIZE
 from patchbay.compress.parts import DensePart, Progress
 from patchbay.compress.problem import Problem
 from patchbay.compress.write import Writer, as_stored, whole_part
@@ -21,6 +22,8 @@ CLOSE = 0.985  # of the size asked for: near enough to stop
 STILL_CLOSE = 0.96  # after a search, whose draw is for one density
 SHARES = (1.0, 0.98, 0.95, 0.9)  # of the density that fits without distillation
 TRIES = 14
+MOST_AT_ONCE = 10.0  # in logarithms of density: further apart than any two that could matter
+MOST_VALUE_BITS = 64.0
 KL_STEPS = 8
 SMALLEST_DENSITY = 1e-4
 
@@ -48,10 +51,13 @@ def fit_size(
         def size_of(density: float) -> int:
             return writer.write(method, density, attempt).num_bytes
 
+        density = 1.0
         fit = partial(_fitting, size_of, numel, fixed, target)
-        density = fit(min(0.5, density_of(8 * (target - fixed) / max(1, numel))), CLOSE)
+        if writer.options.method not in ONE_SIZE:
+            density = fit(min(0.5, density_of(8 * (target - fixed) / max(1, numel))), CLOSE)
         method.tune(density)
-        density = fit(density, STILL_CLOSE)
+        if writer.options.method not in ONE_SIZE:
+            density = fit(density, STILL_CLOSE)
         for share in SHARES:
             # Tuned norms may compress a little worse than the fine-tune's own.
             file = writer.write(method, share * density, attempt, distilled(share * density))
@@ -103,8 +109,8 @@ def _secant(before: tuple[float, float], last: tuple[float, float], aim: float) 
     """On the line through two (density, bytes) in logarithms; 0 where there is none."""
     if not (before[0] > 0 and last[0] > 0 and before[1] > 0 and last[1] > 0) or before[1] == last[1]:
         return 0.0
-    share = math.log(aim / before[1]) / math.log(last[1] / before[1])
-    return float(before[0] * (last[0] / before[0]) ** share)
+    exponent = math.log(aim / before[1]) / math.log(last[1] / before[1]) * math.log(last[0] / before[0])
+    return before[0] * math.exp(exponent) if abs(exponent) < MOST_AT_ONCE else 0.0
 
 
 def fit_kl(problem: Problem, method: Method, target: float, on_progress: Progress | None = None) -> float:
@@ -127,13 +133,15 @@ def fit_kl(problem: Problem, method: Method, target: float, on_progress: Progres
     if not reaches(1.0):
         raise InvalidRecipe(f"a divergence of {target} is not reached at density 1 either", param="target_kl")
     density = _smallest(reaches, SMALLEST_DENSITY, 1.0, on_progress)
+    untuned = dict(vars(method))
     method.tune(density)
     if not problem.record.evaluations:
         return density
-    # Weights that were found at one density may not do as well at another, where fewer entries are left out.
-    while density < 1.0 and not reaches(density):
-        density = min(1.0, 1.5 * density)
-    return _smallest(reaches, density / 16, density, on_progress)
+    if reaches(density):
+        return _smallest(reaches, density / 16, density, on_progress)
+    # What was tuned to another score, or on values before they were rounded, may reach the bound at no density.
+    vars(method).update(untuned)
+    return density
 
 
 def _smallest(reaches: Callable[[float], bool], low: float, high: float, on_progress: Progress | None) -> float:
@@ -150,6 +158,7 @@ def density_of(bits: float, value_bits: float = 1.0) -> float:
     """The d with H(d) + b d = bits, H the binary entropy, b = `value_bits`: positions and values. Above the largest
     such sum, log2(1 + 2^b), it is 1.
     """
+    value_bits = min(value_bits, MOST_VALUE_BITS)
     most = math.log2(1 + 2**value_bits)
     if bits >= most:
         return 1.0

@@ -104,6 +104,8 @@ def _decode_sparse(name: str, entry: Sparse, read: ReadStream) -> SparseRows:
     values = _values(name, entry, entry.values, positions, entry.shape, read)
     if entry.multiples > 1:
         times = 1 + digits.unpack(read(Stream("multiples", name)), entry.count, entry.multiples).astype(np.float32)
+        if times.max() != entry.multiples:
+            raise MalformedDelta(f"no value counts {entry.multiples} times")
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with the tensor's name
             values = values * times
     if entry.own:

@@ -90,6 +90,12 @@ class Sparse(Entries, TensorEntry):
     def _known_values(cls, name: str) -> str:
         return _known(name, VALUES, "value encoding")
 
+    @model_validator(mode="after")
+    def _multiples_of_something(self) -> Self:
+        if self.multiples > 1 and (self.own or not self.count):
+            raise ValueError("multiples of no values, or beside own values")
+        return self
+
 
 class Dense(TensorEntry):
     """A tensor stored whole. `delta` is added to the base; `added` is a head of the fine-tune; `copied` replaces

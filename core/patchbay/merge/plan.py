@@ -79,7 +79,7 @@ def _merge_vectors(
     vectors: dict[str, torch.Tensor] = {}
     for weight, delta in zip(merged.coefficients[:, 0].tolist(), deltas, strict=True):
         for name in delta.vectors.keys() - matrices.keys():
-            # At weight 1 the delta's own: a lossless delta is as large as the model, and its plan need not be.
+            # At weight 1 it is the delta's own, which may hold whole matrices. `num_bytes` counts it all the same.
             vector = delta.vectors[name] if weight == 1 else weight * delta.vectors[name]
             vectors[name] = vectors[name] + vector if name in vectors else vector
     return vectors

@@ -104,10 +104,12 @@ SubmitterDep = Annotated[Submitter, Depends(get_submitter)]
 
 
 def _make_key(text: str | None, kind: str, body: Body) -> Key | None:
-    """Bodies are compared by meaning: as they were understood, not by blanks and order of fields."""
+    """Bodies are compared by meaning: as they were understood, not by blanks, order and fields left at their default,
+    so that a field that a later version adds changes no key.
+    """
     if text is None:
         return None
-    return Key(text, hashlib.sha256(f"{kind} {body.model_dump_json()}".encode()).hexdigest())
+    return Key(text, hashlib.sha256(f"{kind} {body.model_dump_json(exclude_defaults=True)}".encode()).hexdigest())
 
 
 def to_json(job: Job) -> dict[str, Any]:
