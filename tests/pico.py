@@ -227,7 +227,8 @@ def grow(base: Path, out: Path, tokens: int) -> Path:
 
 def delta_file(base: Path, finetuned: Path, out: Path, **options: Any) -> Path:
     """The fine-tune compressed with `Options(**options)`, by magnitude unless they say another method, in `out`."""
-    compress(base, finetuned, out, Options(**{"method": "magnitude", "density": 0.05, "values": "int8"} | options))
+    values = "auto" if options.get("method") == "lossless" else "int8"
+    compress(base, finetuned, out, Options(**{"method": "magnitude", "density": 0.05, "values": values} | options))
     return out
 
 

@@ -173,7 +173,7 @@ def test_the_file_says_what_it_holds(llama: Path, llama_tuned: Path, tmp_path: P
     assert 0.5 < 1 / report.ratio < 0.95
 
 
-@pytest.mark.parametrize("options", [{"exact": True}, {"values": "int8"}, {"density": 0.0}, {"groups": 3}])
+@pytest.mark.parametrize("options", [{"exact": True}, {"density": 0.0}, {"groups": 3}])
 def test_what_other_methods_ask_changes_no_stream(
     llama: Path, llama_tuned: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -182,6 +182,12 @@ def test_what_other_methods_ask_changes_no_stream(
     lossless(llama, tuned, tmp_path / "other", **options)
     left, right = (DeltaFile.open(tmp_path / name).manifest for name in ("plain", "other"))
     assert left.payload_sha256 == right.payload_sha256
+
+
+def test_an_encoding_of_values_is_refused() -> None:
+    with pytest.raises(InvalidRecipe, match="lossless keeps bits") as caught:
+        Options("lossless", values="int8")
+    assert caught.value.param == "values"
 
 
 def test_statistics_are_those_of_every_method(llama: Path, llama_tuned: Path, tmp_path: Path) -> None:
