@@ -48,7 +48,7 @@ def encoded(values: str) -> Streams:
     return streams
 
 
-@attack(MalformedDelta, "'mlp.weight': an index beyond the 3 levels")
+@attack(MalformedDelta, "'mlp.weight': a digit beyond the 3 kinds")
 def level_beyond_the_table() -> bytes:
     """An index into what lies behind the table."""
     table = np.pad(np.array([0.5, 1, 2], "<f4"), (0, 13)).tobytes()

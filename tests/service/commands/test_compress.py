@@ -160,7 +160,7 @@ def test_a_size_is_met(cli: Cli, out: Path, common: Common) -> None:
 
 def test_a_divergence_is_met(cli: Cli, common: Common, inputs: Path) -> None:
     searched = [*common, "--force", "--calibration", inputs, "--evaluations", 2]
-    loose, tight = (report_of(cli, *searched, "--target-kl", kl)["density"] for kl in ("0.01", "0.0005"))
+    loose, tight = (report_of(cli, *searched, "--target-kl", kl)["density"] for kl in ("0.0001", "0.00003"))
     assert 0 < loose < tight <= 1
 
 

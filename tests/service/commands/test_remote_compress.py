@@ -103,7 +103,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TERMINAL = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "150"}
 
 
-@pytest.mark.parametrize("bound", [("--target-size", "20kB"), ("--target-kl", "0.0005")])
+@pytest.mark.parametrize("bound", [("--target-size", "20kB"), ("--target-kl", "0.00003")])
 def test_a_search_is_followed(
     cli: Cli,
     url: str,
