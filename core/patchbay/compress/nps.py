@@ -131,7 +131,7 @@ class SampledNps:
     def tune(self, density: float) -> None:
         vector, groups = self.problem.vector, self.options.groups
         keep = num_kept(density, vector.numel)
-        plain = Sampled(vector, groups)
+        plain = self._plain
         self.weights = region_weights(groups, *self._rule(density))
         if self.problem.judge is None or keep == 0:
             return
@@ -148,8 +148,9 @@ class SampledNps:
     def pruner(self, density: float) -> Pruner:
         keep = num_kept(density, self.problem.vector.numel)
         weights = self.weights or region_weights(self.options.groups, *self._rule(density))  # before it is tuned
-        draws = Sampled(self.problem.vector, self.options.groups, self.columns).draws(weights, keep, self.options.seed)
-        return _in_order(draws, self.options.values)
+        vector, groups = self.problem.vector, self.options.groups
+        sampled = Sampled(vector, groups, self.columns) if self.columns else self._plain
+        return _in_order(sampled.draws(weights, keep, self.options.seed), self.options.values)
 
     @property
     def params(self) -> Mapping[str, int | float | str | bool]:
@@ -162,8 +163,12 @@ class SampledNps:
 
     @cached_property
     def _regions(self) -> Regions:
-        vector = self.problem.vector
-        return Regions.of(vector, Sampled(vector, self.options.groups).edges)
+        return Regions.of(self.problem.vector, self._plain.edges)
+
+    @cached_property
+    def _plain(self) -> Sampled:
+        """Every column counts the same. Made once: it passes over the whole vector."""
+        return Sampled(self.problem.vector, self.options.groups)
 
     def _allowed(self, inside: int, density: float) -> int:
         """A region holds at least twice the entries that are kept, or it is all of them."""

@@ -51,13 +51,12 @@ def fit_size(
         def size_of(density: float) -> int:
             return writer.write(method, density, attempt).num_bytes
 
-        density = 1.0
+        one_size = writer.options.method in ONE_SIZE
         fit = partial(_fitting, size_of, numel, fixed, target)
-        if writer.options.method not in ONE_SIZE:
-            density = fit(min(0.5, density_of(8 * (target - fixed) / max(1, numel))), CLOSE)
+        start = min(0.5, density_of(8 * (target - fixed) / max(1, numel)))
+        density = 1.0 if one_size else fit(start, CLOSE)
         method.tune(density)
-        if writer.options.method not in ONE_SIZE:
-            density = fit(density, STILL_CLOSE)
+        density = density if one_size else fit(density, STILL_CLOSE)
         for share in SHARES:
             # Tuned norms may compress a little worse than the fine-tune's own.
             file = writer.write(method, share * density, attempt, distilled(share * density))

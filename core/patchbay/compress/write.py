@@ -52,9 +52,10 @@ class Writer:
                 part = scaled(pruner(name, tau), distilled.scales.get(name, 1.0))
             else:
                 part = whole_part(distilled.whole.get(name, tau), self.options)
-            stored = self._store(streams, name, part)
+            before, after = self._pair(name)
+            stored = _store(streams, name, part, before, after)
             norms.add(tau, stored)
-            self._add_beside(streams, name, tau, stored)
+            self._add_beside(streams, name, tau, stored, before, after)
         self._add_others(streams)
         entries, data = streams.finish()
         compression = self._compression(method, density)
@@ -68,18 +69,19 @@ class Writer:
         own = {"tensors": {}, "format_version": FORMAT_VERSION, "payload_sha256": _NO_HASH}
         return Manifest.model_validate({**fields, **own})
 
-    def _store(self, streams: Streams, name: str, part: Part) -> torch.Tensor:
-        dtype = self._target_dtype(name)
-        if isinstance(part, DensePart) and part.values == LOSSLESS:
-            return streams.add_lossless(name, *self._pair(name))
-        return _add(streams, name, part, dtype)
-
-    def _add_beside(self, streams: Streams, name: str, tau: torch.Tensor, stored: torch.Tensor) -> None:
+    def _add_beside(
+        self,
+        streams: Streams,
+        name: str,
+        tau: torch.Tensor,
+        stored: torch.Tensor,
+        before: torch.Tensor,
+        after: torch.Tensor,
+    ) -> None:
         if self.options.merge_statistics and self.vector.specs[name].neuron_axis is not None:
-            found = neuron_statistics(tau, self._pair(name)[0], self.vector.specs[name].neuron_axis or 0)
+            found = neuron_statistics(tau, before, self.vector.specs[name].neuron_axis or 0)
             streams.add_neurons(name, found.energy, found.cosine)
         if self.options.exact and self.options.method != LOSSLESS:
-            before, after = self._pair(name)
             streams.add_exceptions(name, find_exceptions(before, stored, after))
 
     def _add_others(self, streams: Streams) -> None:
@@ -96,12 +98,6 @@ class Writer:
         pair = self.vector.pair(name)
         assert pair is not None, "compress makes its vector from two models"
         return pair
-
-    def _target_dtype(self, name: str) -> torch.dtype:
-        dtype = self._pair(name)[1].dtype
-        if dtype not in DTYPE_NAMES:
-            raise FinetuneMismatch(f"{name!r} is stored as {dtype}, which a delta cannot stand for", param=name)
-        return dtype
 
     def _compression(self, method: Method, density: float) -> Compression:
         seeded = self.options.method == "random" or (self.options.method == "nps" and self.options.support == "sampled")
@@ -161,6 +157,14 @@ def finite_difference(vector: TaskVector, name: str, exact: bool) -> torch.Tenso
 def as_stored(name: str, part: Part) -> torch.Tensor:
     """The difference as a reader of the file will see it, dense."""
     return _add(Streams(), name, part, torch.float32)
+
+
+def _store(streams: Streams, name: str, part: Part, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    if after.dtype not in DTYPE_NAMES:
+        raise FinetuneMismatch(f"{name!r} is stored as {after.dtype}, which a delta cannot stand for", param=name)
+    if isinstance(part, DensePart) and part.values == LOSSLESS:
+        return streams.add_lossless(name, before, after)
+    return _add(streams, name, part, after.dtype)
 
 
 def _add(streams: Streams, name: str, part: Part, dtype: torch.dtype) -> torch.Tensor:
