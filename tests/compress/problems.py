@@ -32,7 +32,7 @@ MANIFEST = Manifest(
 
 def vector_of(tensors: Tensors, ratio: float = 0.01) -> Vector:
     names = tuple(sorted(tensors))
-    return Vector(names, tensors.__getitem__, {name: tensors[name].numel() for name in names}, ratio)
+    return Vector(names, lambda name: tensors[name].clone(), {name: tensors[name].numel() for name in names}, ratio)
 
 
 def problem_of(tensors: Tensors, ratio: float = 0.01) -> Problem:

@@ -30,6 +30,7 @@ from patchbay.models.inputs import ArrayInput, Batch, Input, Inputs
 MAX_FILE = 1 << 30
 MAX_INPUTS = 1 << 17
 BATCH = 32
+BATCH_CHARACTERS = 1 << 12  # of padded text: what a backward pass keeps grows with it
 MAX_OUTPUTS = 1 << 26  # numbers kept of the full fine-tune's outputs: of a language model, evenly chosen tokens
 
 
@@ -177,14 +178,21 @@ def _batches(backbone: Backbone, full: Delta, calibration: Calibration) -> Itera
     """In batches of inputs of similar length, because padding is wasted work."""
     reader, tokens = Inputs(backbone), full.manifest.tokens
     rows = max(map(len, full.appended.values()), default=0)
-    order = _order(calibration)
-    for start in range(0, len(order), BATCH):
-        yield reader.batch([calibration.inputs[index] for index in order[start : start + BATCH]], tokens, rows)
+    inputs = [calibration.inputs[index] for index in _order(calibration)]
+    start = 0
+    for end, longest in enumerate(map(_size, inputs[1:]), 1):
+        if end - start == BATCH or (end - start + 1) * longest > BATCH_CHARACTERS:
+            yield reader.batch(inputs[start:end], tokens, rows)
+            start = end
+    yield reader.batch(inputs[start:], tokens, rows)
 
 
 def _order(calibration: Calibration) -> list[int]:
-    sizes = [len(item) if isinstance(item, str) else 0 for item in calibration.inputs]
-    return sorted(range(len(sizes)), key=sizes.__getitem__)
+    return sorted(range(len(calibration.inputs)), key=lambda index: _size(calibration.inputs[index]))
+
+
+def _size(item: Input) -> int:
+    return len(item) if isinstance(item, str) else 0
 
 
 def _label_ids(head: HeadModel | None, calibration: Calibration) -> torch.Tensor:

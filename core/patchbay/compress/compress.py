@@ -82,7 +82,7 @@ def compress(
     vector = TaskVector.from_models(old, tuned, _stage(on_progress, "compare"))
     record = Record(options.evaluations, history, on_evaluation, _stage(on_progress, "search"))
     writer = Writer(vector, tuned, options, _stage(on_progress, "write"))
-    problem = _problem(vector, writer, options, record, in_memory=inputs is not None)
+    problem = _problem(vector, writer, options, record)
     if inputs is not None:
         problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), inputs, options.score)
     method = find_method(problem, options)
@@ -110,18 +110,17 @@ def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progr
     return writer.write(method, density, out, distilled(density))
 
 
-def _problem(vector: TaskVector, writer: Writer, options: Options, record: Record, *, in_memory: bool) -> Problem:
+def _problem(vector: TaskVector, writer: Writer, options: Options, record: Record) -> Problem:
     names = tuple(sorted(name for name in vector.changed if is_prunable(vector.specs[name])))
 
     def read(name: str) -> torch.Tensor:
         return finite_difference(vector, name, options.keeps_bits)
 
-    held = {name: read(name) for name in names} if in_memory else {}
     prunable = Vector(
         names=names,
-        read=held.__getitem__ if in_memory else read,
+        read=read,
         sizes={name: vector.specs[name].numel for name in names},
-        ratio=_ratio(vector, names, held.__getitem__ if in_memory else read),
+        ratio=_ratio(vector, names, read),
     )
     whole = {name: read(name) for name in vector.changed if name not in prunable.sizes}
     return Problem(prunable, writer.manifest(), whole, vector.added, vector.copied, vector.appended, record)

@@ -59,7 +59,10 @@ Pruner = Callable[[str, torch.Tensor], Part]
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """The prunable matrices of one task vector: names in order, how to read them, and rms(tau) / rms(base)."""
+    """The prunable matrices of one task vector: names in order, how to read them, and rms(tau) / rms(base).
+
+    What `read` returns is the caller's to change.
+    """
 
     names: tuple[str, ...]
     read: Callable[[str], torch.Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,25 @@ from patchbay.compress.search import Point
 from patchbay.delta import Delta, Manifest
 
 Parts = Mapping[str, Part]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read(Mapping[str, torch.Tensor]):
+    """Tensors that are read anew each time."""
+
+    names: Mapping[str, None]
+    read: Callable[[str], torch.Tensor]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass
@@ -39,8 +58,12 @@ class Problem:
         )
 
     def full(self) -> Delta:
-        """The whole fine-tune."""
-        return self.candidate({name: DensePart(self.vector.read(name), "fp32") for name in self.vector.names})
+        """The whole fine-tune. Its matrices are read when they are asked for: in memory they are a second model."""
+        vectors = _Read({**dict.fromkeys(self.whole), **dict.fromkeys(self.vector.names)}, self._difference)
+        return Delta(self.manifest, {}, vectors, self.added, self.copied, {}, appended=self.appended)
+
+    def _difference(self, name: str) -> torch.Tensor:
+        return self.whole[name] if name in self.whole else self.vector.read(name)
 
     def prune(self, pruner: Pruner) -> Parts:
         """All parts of a pruner, in memory."""

@@ -102,7 +102,7 @@ class Sampled:
         return Weighted(positions, importance)
 
     def _importance(self, name: str) -> torch.Tensor:
-        magnitude = self.vector.read(name).abs()
+        magnitude = self.vector.read(name).abs_()
         return magnitude.mul_(self.columns[name]) if name in self.columns else magnitude
 
     def _scale(self, name: str) -> torch.Tensor:

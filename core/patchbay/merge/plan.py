@@ -74,13 +74,17 @@ def _union(parts: Iterable[Iterable[str]]) -> list[str]:
 
 def _merge_vectors(
     merged: MatrixPlan, deltas: Sequence[Delta], matrices: Mapping[str, MatrixPlan]
-) -> dict[str, torch.Tensor]:
-    """sum_t C[t] * v_t in fp32; tensors without neurons take the coefficients' plain form."""
+) -> Mapping[str, torch.Tensor]:
+    """sum_t C[t] * v_t in fp32; tensors without neurons take the coefficients' plain form.
+
+    One delta at weight 1 gives its own, which may be whole matrices. `num_bytes` counts them all the same.
+    """
+    if len(deltas) == 1 and bool((merged.coefficients == 1).all()):
+        return deltas[0].vectors
     vectors: dict[str, torch.Tensor] = {}
     for weight, delta in zip(merged.coefficients[:, 0].tolist(), deltas, strict=True):
         for name in delta.vectors.keys() - matrices.keys():
-            # At weight 1 it is the delta's own, which may hold whole matrices. `num_bytes` counts it all the same.
-            vector = delta.vectors[name] if weight == 1 else weight * delta.vectors[name]
+            vector = weight * delta.vectors[name]
             vectors[name] = vectors[name] + vector if name in vectors else vector
     return vectors
 
