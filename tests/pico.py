@@ -41,6 +41,7 @@ from transformers import (
 from patchbay.architecture import Architecture
 from patchbay.checkpoint import Checkpoint
 from patchbay.compress.compress import Options, compress
+from patchbay.compress.options import ONE_SIZE
 from patchbay.delta import Delta, read_delta
 from patchbay.merge import MergePlan, Recipe, Term, build_plan
 
@@ -227,9 +228,15 @@ def grow(base: Path, out: Path, tokens: int) -> Path:
 
 def delta_file(base: Path, finetuned: Path, out: Path, **options: Any) -> Path:
     """The fine-tune compressed with `Options(**options)`, by magnitude unless they say another method, in `out`."""
-    values = "auto" if options.get("method") == "lossless" else "int8"
-    compress(base, finetuned, out, Options(**{"method": "magnitude", "density": 0.05, "values": values} | options))
+    method = options.get("method", "magnitude")
+    given = {"method": method, "values": "auto" if method == "lossless" else "int8"} | at_density(method, 0.05)
+    compress(base, finetuned, out, Options(**given | options))
     return out
+
+
+def at_density(method: str, density: float) -> dict[str, float]:
+    """The option, for methods that take it."""
+    return {} if method in ONE_SIZE else {"density": density}
 
 
 def delta(base: Path, finetuned: Path, out: Path, **options: Any) -> Delta:

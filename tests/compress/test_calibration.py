@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests import pico
 from tests.compress.problems import texts
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from patchbay.backbone import Backbone
 from patchbay.checkpoint import raw_bytes
@@ -31,6 +31,7 @@ CASES = {
     "bert_encoder": TEXTS,
     "llama": TEXTS,
     "gpt2": TEXTS,
+    "t5": TEXTS,
     "vit": PIXELS,
     "resnet": PIXELS,
     "clip_vision": PIXELS,
@@ -115,15 +116,44 @@ def test_divergence_is_the_mean_kl_of_a_classifier(
     assert judge_of(base, full, TEXTS).divergence(pruned) == pytest.approx(expected, rel=1e-3)
 
 
+def test_divergence_is_the_mean_kl_over_the_tokens_of_answers(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path
+) -> None:
+    base, tuned = model_folder("t5"), finetune_folder("t5", scale=0.3, seed=3)
+    full, pruned = deltas(base, tuned, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tuned)
+    whole, candidate = (AutoModelForSeq2SeqLM.from_pretrained(folder).eval() for folder in (tuned, base))
+    state = candidate.state_dict()
+    for name, difference in _differences(pruned).items():
+        state[name] += difference
+    sums, lengths = 0.0, []
+    with torch.inference_mode():
+        for text in TEXTS.inputs:
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            answer = whole.generate(ids, do_sample=False, max_new_tokens=32)[:, :-1]  # nothing follows its last token
+            p, q = (torch.log_softmax(m(ids, decoder_input_ids=answer).logits, -1) for m in (whole, candidate))
+            sums += float((p.exp() * (p - q)).sum())
+            lengths.append(answer.shape[1])
+    assert len(set(lengths)) > 1  # or no answer ends before another, and the mask does nothing
+    assert judge_of(base, full, TEXTS).divergence(pruned) == pytest.approx(sums / sum(lengths), rel=1e-3)
+
+
+@pytest.mark.parametrize(("limit", "value", "batches"), [("BATCH", 3, 7), ("BATCH_CHARACTERS", 60, 12)])
 def test_batches_change_nothing(
-    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: ModelFolder,
+    finetune_folder: ModelFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    value: int,
+    batches: int,
 ) -> None:
     base, tuned = model_folder("gpt2"), finetune_folder("gpt2", scale=0.05)
     full, pruned = deltas(base, tuned, tmp_path)
     whole = judge_of(base, full, TEXTS)
-    monkeypatch.setattr(calibration, "BATCH", 3)
+    monkeypatch.setattr(calibration, limit, value)
     cut = judge_of(base, full, TEXTS)
-    assert (whole.num_batches, cut.num_batches) == (1, 7)
+    assert (whole.num_batches, cut.num_batches) == (1, batches)
     assert cut.divergence(pruned) == pytest.approx(whole.divergence(pruned), rel=1e-4)
 
 
@@ -208,7 +238,7 @@ def test_regressions_are_compared_by_their_numbers(model_folder: ModelFolder, tm
 @pytest.mark.parametrize(
     ("name", "inputs", "options", "error", "message"),
     [
-        ("t5", TEXTS, {}, UnsupportedTask, "sequence-to-sequence"),
+        ("t5", TEXTS, {"score": "accuracy"}, UnsupportedTask, "only a classifier"),
         ("llama", TEXTS, {"score": "accuracy"}, UnsupportedTask, "only a classifier"),
         ("bert_encoder", TEXTS, {"score": "log_likelihood"}, UnsupportedTask, "only a classifier"),
         ("bert_classifier", TEXTS, {"score": "accuracy"}, InputError, "needs labels"),

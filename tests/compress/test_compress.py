@@ -17,7 +17,7 @@ import patchbay
 from patchbay.checkpoint import Checkpoint, raw_bytes
 from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Options, Report, compress
-from patchbay.compress.options import METHODS, VALUES
+from patchbay.compress.options import METHODS, ONE_SIZE, VALUES
 from patchbay.compress.write import TINY
 from patchbay.delta import Delta, DeltaFile, read_delta
 from patchbay.errors import FinetuneMismatch, InputError, InvalidRecipe
@@ -53,6 +53,8 @@ def damaged(folder: Path, out: Path, name: str, value: float) -> Path:
 def options_of(method: str, **options: Any) -> tuple[Options, dict[str, Any]]:
     """Options, and the calibration inputs where a method has no result without."""
     given = {"calibration": INPUTS} if method == "scaled_magnitude" else {}
+    if method in ONE_SIZE:
+        options.pop("density", None)
     return Options(method=method, evaluations=3, **options), given
 
 
@@ -79,7 +81,7 @@ def test_report_and_manifest_are_true(llama: Path, llama_tuned: Path, tmp_path: 
     assert (report.num_bytes, report.original_bytes) == (size, original)
     assert report.ratio == original / size
     assert report.bits_per_parameter == pytest.approx(8 * size / len(true))
-    assert report.density == delta.manifest.compression.density == (1.0 if method == "lossless" else 0.2)
+    assert report.density == delta.manifest.compression.density == (1.0 if method in ONE_SIZE else 0.2)
     assert report.path == str(tmp_path / "d")
     assert report.seconds >= 0
     assert (report.evaluations, report.score is None) == (3 if given else 0, not given)

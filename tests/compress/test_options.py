@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from patchbay.compress.options import MAX_EVALUATIONS, METHODS, VALUES, Options
+from patchbay.compress.options import MAX_EVALUATIONS, METHODS, ONE_SIZE, VALUES, Options
 from patchbay.errors import InvalidRecipe
 
 
@@ -81,6 +81,15 @@ def test_one_number_decides_the_size(given: dict[str, Any]) -> None:
         Options(**given)
     assert all(name in caught.value.message for name in given)
     assert caught.value.param == list(given)[1]
+
+
+@pytest.mark.parametrize("method", sorted(ONE_SIZE))
+@pytest.mark.parametrize("given", [{"density": 0.5}, {"target_kl": 0.1}])
+def test_one_size_is_not_chosen(method: str, given: dict[str, float]) -> None:
+    assert Options(method, target_size=10**9).target_size  # a bound, which the one size may meet
+    with pytest.raises(InvalidRecipe, match=f"{method} has one size: it takes no {next(iter(given))}") as caught:
+        Options(method, **given)  # type: ignore[arg-type]
+    assert caught.value.param == next(iter(given))
 
 
 @pytest.mark.parametrize(

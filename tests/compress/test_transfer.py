@@ -225,8 +225,6 @@ def test_refusals(model_folder: ModelFolder, finetune_folder: ModelFolder, class
         transfer(encoder, classifier, (1.0,), calibration=INPUTS)
     with pytest.raises(InputError, match="no class 'cow'"):
         transfer(base, classifier, (1.0,), calibration=Calibration(TEXTS[:1], ("cow",)))
-    with pytest.raises(UnsupportedTask, match="sequence-to-sequence"):
-        transfer(model_folder("t5"), classifier, (1.0,), calibration=INPUTS)
     plain = pico.delta_file(encoder, finetune_folder("bert_encoder"), tmp_path / "d")
     with pytest.raises(UnsupportedTask, match="classifier"):
         transfer(encoder, plain, (1.0,), calibration=INPUTS, retained=Calibration(TEXTS[:1], ("cat",)))

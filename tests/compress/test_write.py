@@ -64,7 +64,8 @@ def test_exact_is_bit_for_bit_with_every_method(
     model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     base, tuned = model_folder(name), finetune_folder(name)
-    file = pico.delta_file(base, tuned, tmp_path / "d", **options, density=1.0, values="fp32", exact=True)
+    whole = {**pico.at_density(options["method"], 1.0), "values": "fp32", "exact": True}
+    file = pico.delta_file(base, tuned, tmp_path / "d", **options, **whole)
     reconstruct(file, base, tmp_path / "rebuilt")
     check_same_bits(tmp_path / "rebuilt", tuned)
 

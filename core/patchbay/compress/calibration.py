@@ -24,6 +24,7 @@ from patchbay.errors import InputError, UnsupportedTask
 from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, build_plan
 from patchbay.models.embedding import unit_vectors
+from patchbay.models.generation import with_answers
 from patchbay.models.heads import HeadModel, base_head, delta_head
 from patchbay.models.inputs import ArrayInput, Batch, Input, Inputs
 
@@ -31,6 +32,7 @@ MAX_FILE = 1 << 30
 MAX_INPUTS = 1 << 17
 BATCH = 32
 BATCH_CHARACTERS = 1 << 12  # of padded text: what a backward pass keeps grows with it
+ANSWER_TOKENS = 32  # of a sequence-to-sequence model
 MAX_OUTPUTS = 1 << 26  # numbers kept of the full fine-tune's outputs: of a language model, evenly chosen tokens
 
 
@@ -70,7 +72,8 @@ class Judge:
     """Scores deltas of one fine-tune on one calibration set.
 
     `full` is the whole fine-tune as a delta whose differences are dense. Raises InputError for inputs that do not suit
-    the model, UnsupportedTask where outputs cannot be compared (sequence-to-sequence models, missing labels).
+    the model, UnsupportedTask for labels of what is no classifier. A sequence-to-sequence model is judged on the tokens
+    that the full fine-tune answers greedily.
     """
 
     def __init__(self, backbone: Backbone, full: Delta, calibration: Calibration, score: ScoreName = "kl") -> None:
@@ -82,6 +85,9 @@ class Judge:
         self._batches = list(_batches(backbone, full, calibration))
         self._labels = _label_ids(self._head, calibration) if score != "kl" else None
         with self.patched(full):
+            if backbone.task is Task.SEQ2SEQ_LM:
+                tokenizer = Inputs(backbone).tokenizer_with(full.manifest.tokens)
+                self._batches = [with_answers(backbone, tokenizer, batch, ANSWER_TOKENS) for batch in self._batches]
             self._reference = self._outputs()
 
     def divergence(self, delta: Delta) -> float:
@@ -150,9 +156,10 @@ class Judge:
             if self._head.model.config.problem_type == "multi_label_classification":
                 return torch.nn.functional.logsigmoid(torch.stack([logits, -logits], -1)).flatten(1)
             return torch.log_softmax(logits, dim=-1)
-        if self.backbone.task is Task.CAUSAL_LM:
+        if self.backbone.task is not Task.EMBEDDING:
             logits = self.backbone.model(**batch).logits
-            places = torch.nonzero(batch["attention_mask"].flatten()).flatten()
+            mask = batch.get("decoder_attention_mask", batch["attention_mask"])
+            places = torch.nonzero(mask.flatten()).flatten()
             share = max(1, MAX_OUTPUTS // (logits.shape[-1] * len(self._batches)))
             chosen = places[:: -(-len(places) // share)]
             return torch.log_softmax(logits.flatten(0, 1)[chosen].float(), dim=-1)
@@ -160,10 +167,6 @@ class Judge:
 
 
 def _head(backbone: Backbone, full: Delta) -> HeadModel | None:
-    if backbone.task is Task.SEQ2SEQ_LM:
-        raise UnsupportedTask(
-            "sequence-to-sequence models cannot be calibrated yet: compress without calibration", param="calibration"
-        )
     if full.added:
         return delta_head(backbone, full)
     return base_head(backbone) if backbone.task in CLASSIFIERS else None

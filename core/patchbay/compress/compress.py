@@ -16,7 +16,7 @@ from patchbay.checkpoint import Checkpoint
 from patchbay.compress.calibration import Calibration, Judge
 from patchbay.compress.distil import Distilled, distil
 from patchbay.compress.methods import Method, find_method
-from patchbay.compress.options import LOSSLESS, Options
+from patchbay.compress.options import Options
 from patchbay.compress.parts import Progress, Vector
 from patchbay.compress.problem import Problem
 from patchbay.compress.record import Record
@@ -102,7 +102,7 @@ def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progr
 
     if options.target_size is not None:
         return fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
-    if options.target_kl is not None and options.method != LOSSLESS:  # whose divergence is 0
+    if options.target_kl is not None:
         density = fit_kl(problem, method, options.target_kl, on_fit)
     else:
         density = DEFAULT_DENSITY if options.density is None else options.density

@@ -22,7 +22,7 @@ METHODS = {
     "low_rank": "truncated SVD of each matrix with mixed precision",
     "lossless": "every bit, as differences of bit patterns: how small a file is that loses nothing",
 }
-ONE_SIZE = frozenset({"bitdelta", "lossless"})  # whatever density is asked for
+ONE_SIZE = frozenset({"bitdelta", "lossless"})
 LOSSLESS = "lossless"  # also the encoding of a part that is written from the bits of both models
 VALUES = ("auto", "int8", "int4", "bf16", "fp32", "sign")
 MAX_EVALUATIONS = 10_000
@@ -37,8 +37,8 @@ class Options:
     `values`: the encoding of kept values, `auto` the method's own. `exact`: raw bits wherever base + delta does not
     round to the fine-tune. The others are NPS's: `groups` M, `evaluations` of the search, `optimizer`, `support`,
     `scope` of the groups of the top-k support, and `score` on the calibration inputs. `distil`: tune what costs no
-    bytes on the calibration inputs at the end, for the methods that do (sampled NPS, BitDelta). `lossless` has one
-    size: it is refused for a smaller `target_size`, and only `merge_statistics` changes it.
+    bytes on the calibration inputs at the end, for the methods that do (sampled NPS, BitDelta). BitDelta and lossless
+    have one size: of the three numbers they take `target_size` alone, and refuse what is smaller.
     """
 
     method: str = "nps"
@@ -90,6 +90,8 @@ class Options:
         given = [name for name in ("density", "target_size", "target_kl") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InvalidRecipe(f"{' and '.join(given)} both decide the size: give one of them", param=given[1])
+        if self.method in ONE_SIZE and given and self.target_size is None:
+            raise InvalidRecipe(f"{self.method} has one size: it takes no {given[0]}", param=given[0])
         if self.density is not None and not 0.0 <= self.density <= 1.0:
             raise InvalidRecipe(f"density {self.density} is not between 0 and 1", param="density")
         if self.target_size is not None and self.target_size <= 0:

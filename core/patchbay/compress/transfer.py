@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.compress.calibration import Calibration, Judge
 from patchbay.compress.parts import Progress
 from patchbay.delta import Delta, read_delta
-from patchbay.errors import InvalidRecipe, NonFiniteValue, UnsupportedTask
+from patchbay.errors import InvalidRecipe, NonFiniteValue
 from patchbay.merge import CanonicalRecipe, build_plan
 from patchbay.merge.recipe import MAX_WEIGHT
 
@@ -59,14 +58,12 @@ def transfer(
     -KL(base || delta at lambda) on the `retained` inputs, else on the same; where there is no head, both are the mean
     cosine similarity of embeddings. With labels each is accuracy: of the delta's head, and of the base's own.
     Raises InvalidRecipe for scales beyond a recipe's weights; DeltaError; InputError for inputs or labels that do not
-    suit the model; UnsupportedTask for sequence-to-sequence models, and for labels without a head.
+    suit the model; UnsupportedTask for labels without a head.
     """
     _check(scales)
     target_inputs = Calibration.of(calibration)
     retained_inputs = replace(target_inputs, labels=None) if retained is None else Calibration.of(retained)
     backbone = Backbone.load(base, device="cpu")
-    if backbone.task is Task.SEQ2SEQ_LM:
-        raise UnsupportedTask("sequence-to-sequence models cannot be measured yet", param="base")
     delta = read_delta(delta_file, backbone.specs, backbone.fingerprint, read_base=backbone.stored)
     target = _Sweep(backbone, delta, target_inputs, reference=1.0)
     kept = _Sweep(backbone, _without_novelties(delta), retained_inputs, reference=0.0)

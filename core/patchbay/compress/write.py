@@ -13,7 +13,7 @@ from patchbay.architecture import TensorSpec
 from patchbay.checkpoint import Checkpoint
 from patchbay.compress.distil import Distilled
 from patchbay.compress.methods import Method
-from patchbay.compress.options import LOSSLESS, Options
+from patchbay.compress.options import LOSSLESS, ONE_SIZE, Options
 from patchbay.compress.parts import DensePart, LowRankPart, Part, Progress, SparsePart, scaled
 from patchbay.compress.statistics import Norms, neuron_statistics
 from patchbay.delta import DeltaFile, Manifest, write_delta
@@ -103,7 +103,7 @@ class Writer:
         seeded = self.options.method == "random" or (self.options.method == "nps" and self.options.support == "sampled")
         return Compression(
             method=self.options.method,
-            density=1.0 if self.options.method == LOSSLESS else density,
+            density=1.0 if self.options.method in ONE_SIZE else density,
             seed=self.options.seed if seeded else None,
             params={"values": self.options.values, **method.params},
         )

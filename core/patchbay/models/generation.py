@@ -20,7 +20,7 @@ from transformers import (
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.errors import InputError
-from patchbay.models.inputs import vocabulary_of
+from patchbay.models.inputs import Batch, vocabulary_of
 from patchbay.models.outputs import check_finite
 
 # Below it logits divided by the temperature overflow fp32; sampling is greedy long before.
@@ -79,6 +79,20 @@ def complete(
     cut = min((text.find(stop) for stop in params.stop if stop in text), default=-1)
     stopped = cut >= 0 or len(new) < params.max_tokens or (bool(new) and new[-1] in _ends(backbone, tokenizer))
     return Completion(text[:cut] if cut >= 0 else text, "stop" if stopped else "length", len(ids), len(new))
+
+
+@torch.no_grad()
+def with_answers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, batch: Batch, max_tokens: int) -> Batch:
+    """A batch of a sequence-to-sequence model with what it answers greedily, to be compared token by token.
+
+    `decoder_input_ids` [inputs, at most max_tokens] start with the decoder's start token; `decoder_attention_mask` is 1
+    where the next token belongs to the answer, its end included.
+    """
+    config = _generation_config(backbone, tokenizer, SamplingParams(max_tokens, temperature=0.0))
+    output = backbone.model.generate(**batch, generation_config=config)  # type: ignore[operator]
+    ended = torch.isin(output[:, :-1], torch.tensor(sorted(_ends(backbone, tokenizer))).to(output))
+    ended[:, 0] = False  # some models start an answer with the token that ends it
+    return {**batch, "decoder_input_ids": output[:, :-1], "decoder_attention_mask": (ended.cumsum(1) == 0).long()}
 
 
 def any_set(ends: Sequence[Event]) -> bool:
