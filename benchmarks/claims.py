@@ -51,6 +51,7 @@ class Claim:
         return f"{self.reference.title} {self.variant} {self.density:g}"
 
     def question(self) -> Line:
+        # The ledger's field for "how much" is named after the other benchmark's sizes; here it holds densities.
         asked = {"kind": "claim", "method": self.variant, "bits": self.density, "seed": 0}
         return question_of(self.reference) | asked | {"options": repr(VARIANTS[self.variant](self.density))}
 

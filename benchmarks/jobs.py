@@ -17,7 +17,17 @@ import numpy as np
 import torch
 
 from benchmarks.families.base import Case, Family, OnProgress
-from benchmarks.measure import Bench, Estimate, Scores, compare, full_outputs, head_bytes, is_language, score_of
+from benchmarks.measure import (
+    Bench,
+    Estimate,
+    Scores,
+    compare,
+    full_outputs,
+    head_bytes,
+    is_language,
+    score_of,
+    statistics_bytes,
+)
 from benchmarks.methods import METHODS, CannotReach, compress_to
 from benchmarks.results import Line
 from patchbay.compress.compress import compress
@@ -80,7 +90,8 @@ class Refer:
         with tempfile.TemporaryDirectory() as folder:
             empty = Path(folder) / "empty.safetensors"
             compress(self.case.base, self.case.finetuned, empty, Options("magnitude", density=0.0))
-            head, untouched = head_bytes(empty), bench.outputs(empty, logits, patched=False)
+            head, statistics = head_bytes(empty), statistics_bytes(empty)
+            untouched = bench.outputs(empty, logits, patched=False)
         score, base, probe = score_of(full, targets), compare(untouched, full, targets), self.family.probe(self.case)
         return self.question() | {
             **_spread("full", score),
@@ -90,6 +101,7 @@ class Refer:
             "probe": probe,
             "counts": _counts(score, base.score, probe, is_language(full)),
             "head_bytes": head,
+            "statistics_bits": 8 * statistics / bench.sizes.parameters,
             **asdict(bench.sizes),
         }
 

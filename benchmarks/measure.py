@@ -135,6 +135,11 @@ def head_bytes(file: Path) -> int:
     return DeltaFile.open(file).itemised()["added"]
 
 
+def statistics_bytes(file: Path) -> int:
+    """On disk, of the statistics for merging: of the full task vector, so the same whatever the method and the size."""
+    return DeltaFile.open(file).itemised()["statistics"]
+
+
 def _alone(delta: Delta) -> CanonicalRecipe:
     recipe = Recipe(terms=(Term(delta="delta"),))
     return recipe.canonical({"delta": delta.manifest.payload_sha256}, symmetric=True, defaults={})

@@ -16,7 +16,18 @@ from rich.table import Table
 from benchmarks.aggregate import Mean, Point, Results, load
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-REFERENCES = ("family", "task", "test rows", "fine-tune", "base", "base retains %", "probe", "counts", "head bytes")
+REFERENCES = (
+    "family",
+    "task",
+    "test rows",
+    "fine-tune",
+    "base",
+    "base retains %",
+    "probe",
+    "counts",
+    "head bytes",
+    "statistics",
+)
 POINTS = ("bits", "method", "bits/param", "bits/matrix entry", "score", "retained %", "agreement %", "KL", "s", "tasks")
 Grid = list[list[str]]
 
@@ -112,6 +123,7 @@ def _reference_rows(results: Results) -> Grid:
             "-" if line["probe"] is None else f"{line['probe']:.3f}",
             "yes" if line["counts"] else "no",
             f"{line['head_bytes']:,}",
+            f"{line['statistics_bits']:.4f}",
         ]
         for line in results.references
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.measure import Bench, Sizes, compare, full_outputs, head_bytes, score_of
+from benchmarks.measure import Bench, Sizes, compare, full_outputs, head_bytes, score_of, statistics_bytes
 from tests import pico
 from transformers import PreTrainedModel
 
@@ -71,6 +71,9 @@ def test_a_delta_is_judged_as_its_file(
     assert torch.equal(bench.outputs(some, ids_logits, patched=False), ids_logits(bench.backbone.model))
     assert bench.backbone.compute_digest() == before
     assert head_bytes(whole) == 0
+    bare = pico.delta_file(base, tuned, tmp_path / "bare", density=1.0, values="fp32", merge_statistics=False)
+    assert statistics_bytes(bare) == 0
+    assert statistics_bytes(some) == statistics_bytes(whole) > 0
 
 
 def test_a_head_is_counted_apart_and_answers(

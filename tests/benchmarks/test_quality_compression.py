@@ -74,6 +74,7 @@ def test_no_file_is_larger_than_asked_and_the_head_is_apart(finished: tuple[list
     (reference,) = _lines(finished[1], "reference")
     assert reference["head_bytes"] == pytest.approx((pico.HIDDEN + 1) * 2 * 4, rel=0.1)  # compressed floats
     assert 0 <= reference["probe"] <= 1
+    assert 0 < reference["statistics_bits"] < 1
     for line in _lines(finished[1], "cell"):
         if line["bits"] == TINY_BITS:
             assert "bytes" in line["unreachable"]
