@@ -30,7 +30,8 @@ class Gap:
         # Every byte skips its value; every byte but an escape also lands on an entry.
         raw = np.frombuffer(data, np.uint8)
         lands = raw != ESCAPE
-        positions = (np.cumsum(raw, dtype=np.int64) + np.cumsum(lands, dtype=np.int64))[lands] - 1
+        ends = np.cumsum(np.add(raw, lands, dtype=np.int16), dtype=np.int64)
+        positions = (ends if lands.all() else ends[lands]) - 1
         if len(positions) != count or (len(raw) and not lands[-1]):
             raise MalformedDelta(f"{len(positions)} positions where {count} are declared")
         if count and positions[-1] >= numel:

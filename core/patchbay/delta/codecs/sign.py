@@ -20,7 +20,7 @@ Axis = Callable[[Positions, int], Positions]
 AXES: dict[str, Axis] = {
     "tensor": lambda positions, columns: np.zeros_like(positions),
     "row": lambda positions, columns: positions // columns,
-    "column": lambda positions, columns: positions % columns,
+    "column": lambda positions, columns: positions - positions // columns * columns,  # numpy's % is slower
 }
 
 
@@ -53,7 +53,8 @@ class Sign:
         bits = np.unpackbits(np.frombuffer(data[cut:], np.uint8), bitorder="little")
         if bits[len(positions) :].any():
             raise MalformedDelta("a padding bit of the signs is set")
-        return np.asarray(np.where(bits[: len(positions)], -scale, scale), dtype=np.float32)
+        # The sign bit itself: to choose between two numbers takes four times as long.
+        return (scale.view(np.uint32) ^ (bits[: len(positions)].astype(np.uint32) << 31)).view(np.float32)
 
     def _pack_scales(self, scales: Values) -> bytes:
         return scaled_half(scales)
