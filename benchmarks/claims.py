@@ -8,6 +8,7 @@ values in 16 bits; the fine-tunes, rows and scores are those of `quality_compres
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from rich.console import Console
 from benchmarks.families.base import Family, OnProgress
 from benchmarks.jobs import Refer, bench_of, flat, full_of, question_of
 from benchmarks.measure import compare
+from benchmarks.methods import Effort
 from benchmarks.parallel import Workers
 from benchmarks.quality_compression import QUESTION, families_of, parse, prepare, record, scale_of
 from benchmarks.report import markdown_table
@@ -45,6 +47,7 @@ class Claim:
     reference: Refer
     variant: str
     density: float
+    effort: Effort
 
     @property
     def title(self) -> str:
@@ -53,23 +56,27 @@ class Claim:
     def question(self) -> Line:
         # The ledger's field for "how much" is named after the other benchmark's sizes; here it holds densities.
         asked = {"kind": "claim", "method": self.variant, "bits": self.density, "seed": 0}
-        return question_of(self.reference) | asked | {"options": repr(VARIANTS[self.variant](self.density))}
+        return question_of(self.reference) | asked | {"options": repr(self._options)}
 
     def run(self, on_progress: OnProgress) -> Line:
         family, case = self.reference.family, self.reference.case
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "delta.safetensors"
-            options = VARIANTS[self.variant](self.density)
-            compress(case.base, case.finetuned, file, options, calibration=case.calibration)
+            compress(case.base, case.finetuned, file, self._options, calibration=self.effort.read(case.calibration))
             outputs = bench_of(case.base).outputs(file, partial(family.logits, case.task))
         scores = compare(outputs, full_of(self.reference.outputs), family.targets(case.task))
         return self.question() | dict(flat(scores))
 
+    @property
+    def _options(self) -> Options:
+        return self.effort.limit(VARIANTS[self.variant](self.density))
 
-def measure(families: Sequence[Family], cache: Path, ledger: Ledger, workers: Workers) -> None:
+
+def measure(families: Sequence[Family], effort: Effort, cache: Path, ledger: Ledger, workers: Workers) -> None:
     """Every variant at every density on every task, as far as it is missing."""
     references = prepare(families, cache, ledger, workers)
-    claims = [Claim(job, variant, density) for job in references for variant in VARIANTS for density in DENSITIES]
+    asked = itertools.product(references, VARIANTS, DENSITIES)
+    claims = [Claim(job, variant, density, effort) for job, variant, density in asked]
     record(ledger, workers, "claims", [claim for claim in claims if ledger.find(claim.question()) is None])
 
 
@@ -101,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     silence_libraries()
     with Workers(options.workers, console) as workers:
-        measure(families_of(options, scale, cache), cache, ledger, workers)
+        measure(families_of(options, scale, cache), scale.effort, cache, ledger, workers)
     console.print(table(read_lines(ledger.file)), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ from benchmarks.measure import (
     score_of,
     statistics_bytes,
 )
-from benchmarks.methods import METHODS, CannotReach, compress_to
+from benchmarks.methods import METHODS, CannotReach, Effort, compress_to
 from benchmarks.results import Line
 from patchbay.compress.compress import compress
 from patchbay.compress.options import Options
@@ -117,13 +117,14 @@ class Try:
     bits: float
     seed: int
     head_bytes: int
+    effort: Effort
 
     @property
     def title(self) -> str:
         return f"{self.case.family} {self.case.task} {self.method} {self.bits:g}"
 
     def question(self) -> Line:
-        asked = METHODS[self.method].options(1, self.seed)
+        asked = self.effort.limit(METHODS[self.method].options(1, self.seed))
         cell = {"kind": "cell", "method": self.method, "bits": self.bits, "seed": self.seed, "options": repr(asked)}
         return question_of(self) | cell
 
@@ -133,7 +134,7 @@ class Try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "delta.safetensors"
             try:
-                report = compress_to(target, METHODS[self.method], self.case, file, self.seed)
+                report = compress_to(target, METHODS[self.method], self.case, file, self.seed, self.effort)
             except CannotReach as reason:
                 return self.question() | {"unreachable": str(reason), "needed": self._bits(bench, reason.num_bytes)}
             outputs = bench.outputs(file, partial(self.family.logits, self.case.task))

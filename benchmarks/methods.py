@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.families.base import Case
+from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Report, compress
 from patchbay.compress.options import Options
 from patchbay.errors import InvalidRecipe
@@ -35,6 +36,24 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a search may cost: its evaluations, and how many of the family's calibration inputs each looks at."""
+
+    evaluations: int = 40
+    inputs: int | None = None
+
+    def limit(self, options: Options) -> Options:
+        return replace(options, evaluations=self.evaluations)
+
+    def read(self, calibration: Path) -> Calibration:
+        given = Calibration.read(calibration)
+        return replace(given, inputs=given.inputs[: self.inputs])
+
+
+FULL_EFFORT = Effort()
+
+
 class CannotReach(Exception):
     """The smallest file that the method gives is larger than asked for; `num_bytes` where the method has one size."""
 
@@ -43,10 +62,11 @@ class CannotReach(Exception):
         self.num_bytes = num_bytes
 
 
-def compress_to(target: int, method: Method, case: Case, out: Path, seed: int) -> Report:
+def compress_to(target: int, method: Method, case: Case, out: Path, seed: int, effort: Effort = FULL_EFFORT) -> Report:
     """Writes a file of at most `target` bytes, the largest that the method gives. Raises CannotReach."""
+    options, inputs = effort.limit(method.options(target, seed)), effort.read(case.calibration)
     try:
-        report = compress(case.base, case.finetuned, out, method.options(target, seed), calibration=case.calibration)
+        report = compress(case.base, case.finetuned, out, options, calibration=inputs)
     except InvalidRecipe as error:
         if error.param != "target_size":
             raise

@@ -19,11 +19,11 @@ from benchmarks.aggregate import load
 from benchmarks.families.base import Case, Family
 from benchmarks.families.language import Language
 from benchmarks.families.language import Training as LanguageTraining
-from benchmarks.families.text_cases import QUICK_TASKS, Text
+from benchmarks.families.text_cases import Text
 from benchmarks.families.vision import Vision
 from benchmarks.jobs import Refer, Train, TrainBase, Try
 from benchmarks.machine import machine
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, Effort
 from benchmarks.parallel import Job, Workers
 from benchmarks.report import print_report, write_report
 from benchmarks.results import Ledger, Line
@@ -46,10 +46,11 @@ class Scale:
     pretraining_seconds: float
     max_tasks: int | None
     epochs: int | None
+    effort: Effort
 
 
-FULL = Scale("full", (0.05, 0.1, 0.2, 0.4, 1.0, 2.0), 3, 1000, 100, 900, None, None)
-QUICK = Scale("quick", (0.1, 0.4, 1.0), 1, 250, 25, 240, QUICK_TASKS, 1)
+FULL = Scale("full", (0.05, 0.1, 0.2, 0.4, 1.0, 2.0), 3, 1000, 100, 900, None, None, Effort())
+QUICK = Scale("quick", (0.1, 0.4, 1.0), 1, 250, 25, 240, 2, 2, Effort(12, 64))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,7 +102,7 @@ def _cells(job: Refer, scale: Scale, ledger: Ledger) -> Iterator[Try]:
     for name, method in METHODS.items():
         for bits in scale.bits:
             for seed in range(scale.seeds if method.is_random else 1):
-                yield Try(job.family, job.case, job.outputs, name, bits, seed, reference["head_bytes"])
+                yield Try(job.family, job.case, job.outputs, name, bits, seed, reference["head_bytes"], scale.effort)
 
 
 def record(ledger: Ledger, workers: Workers, title: str, jobs: Sequence[Job[Line]]) -> None:
@@ -119,7 +120,7 @@ def families_of(options: argparse.Namespace, scale: Scale, cache: Path) -> list[
     finetuning = LanguageTraining(scale.pretraining_seconds / 3, learning_rate=3e-4)
     known: dict[str, Family] = {
         "vision": Vision(models, max_test=scale.test_rows),
-        "language": Language(models, pretraining, finetuning, max_test=scale.test_windows),
+        "language": Language(models, pretraining, finetuning, max_test=scale.test_windows, max_tasks=scale.max_tasks),
     }
     if options.tasks:
         known["text"] = Text(models, options.tasks, options.backbone, scale.test_rows, scale.max_tasks, scale.epochs)

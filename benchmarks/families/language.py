@@ -58,11 +58,12 @@ class Language:
     finetuning: Training = Training(seconds=300, learning_rate=3e-4)
     shape: Shape = Shape()
     max_test: int = 100  # windows of `context` tokens; each costs a vocabulary of logits for every token
+    max_tasks: int | None = None
     name: str = "language"
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return corpus.NAMES
+        return corpus.NAMES[: self.max_tasks]
 
     @property
     def _base_folder(self) -> Path:

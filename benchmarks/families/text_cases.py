@@ -21,12 +21,12 @@ RECIPES = {
 }
 RECIPE = Training(epochs=3, learning_rate=5e-5)
 CALIBRATION = 256  # inputs
-QUICK_TASKS = 4  # the smallest
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Every folder of `data` with a `train.tsv` and a `test.tsv` is a task; `epochs` overrides the recipes'."""
+    """Every folder of `data` with a `train.tsv` and a `test.tsv` is a task, or the `max_tasks` smallest of them;
+    `epochs` overrides the recipes'."""
 
     cache: Path
     data: Path

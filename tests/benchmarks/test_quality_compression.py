@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from benchmarks.families import text, text_cases
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, Effort
 from benchmarks.quality_compression import Scale, main
 from tests import pico
 
 from benchmarks import claims, quality_compression
 
-SMALL = Scale("quick", (0.01, 40.0), 2, 40, 2, 1.0, 1, 1)
+SMALL = Scale("quick", (0.01, 40.0), 2, 40, 2, 1.0, 1, 1, Effort(6, 32))
 TINY_BITS, LARGE_BITS = SMALL.bits
 HELD_OUT = 16
 Line = dict[str, Any]
