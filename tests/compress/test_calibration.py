@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,33 @@ def test_divergence_is_the_mean_kl_over_the_tokens_of_answers(
             lengths.append(answer.shape[1])
     assert len(set(lengths)) > 1  # or no answer ends before another, and the mask does nothing
     assert judge_of(base, full, TEXTS).divergence(pruned) == pytest.approx(sums / sum(lengths), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "told", [{"num_beams": 3, "num_return_sequences": 3}, {"return_dict_in_generate": True}, {"min_length": 30}]
+)
+def test_answers_are_greedy_whatever_the_folder_asks_for(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    base, tuned = model_folder("t5"), finetune_folder("t5", scale=0.3, seed=3)
+    full, pruned = deltas(base, tuned, tmp_path)
+    plain = judge_of(base, full, TEXTS).divergence(pruned)
+    other = shutil.copytree(base, tmp_path / "other")
+    file = other / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | told), "utf-8")
+    assert judge_of(other, full, TEXTS).divergence(pruned) == plain
+
+
+def test_chosen_tokens_are_spread_over_all_batches() -> None:
+    masks = [torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1, 0, 0]]), torch.tensor([[1, 1, 1, 1]])]
+    batches = [{"attention_mask": mask} for mask in masks]
+    for limit in range(1, 12):
+        found = [place for batch in calibration._thinned(batches, limit) for place in batch["chosen"].tolist()]
+        assert 1 <= len(found) <= limit
+    every = calibration._thinned(batches, 10)
+    assert [batch["chosen"].tolist() for batch in every] == [[0, 1, 3, 4, 5], [0], [0, 1, 2, 3]]
+    # The third of the first five, and of the second: the batch in between has none.
+    assert [batch["chosen"].tolist() for batch in calibration._thinned(batches, 2)] == [[3], [1]]
 
 
 @pytest.mark.parametrize(("limit", "value", "batches"), [("BATCH", 3, 7), ("BATCH_CHARACTERS", 60, 12)])

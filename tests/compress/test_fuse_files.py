@@ -248,7 +248,7 @@ def test_a_larger_vocabulary_is_kept(llama: Path, llama_tuned: Path, tmp_path: P
 
 def test_refusals(base: Path, files: dict[str, Path], llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "x"
-    with pytest.raises(InvalidRecipe, match="3 lambdas for 2"):
+    with pytest.raises(InvalidRecipe, match="3 weights for 2 deltas"):
         fuse_files(base, files, out, lambdas=(1, 2, 3))
     with pytest.raises(InvalidRecipe, match="not between"):
         fuse_files(base, files, out, lambdas=(1, float("nan")))

@@ -86,15 +86,15 @@ def test_silent_columns_keep_a_little(llama: Path, llama_tuned: Path, tmp_path: 
     assert float(scale[0, 5:].min()) > SMALLEST
 
 
-def test_first_batches_are_enough_and_hooks_are_gone(
+def test_half_of_the_batches_is_enough_and_hooks_are_gone(
     llama: Path, llama_tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = judge_of(llama, llama_tuned, tmp_path, texts(40))
     name = "model.layers.1.mlp.up_proj.weight"
     module = judge.backbone.model.get_submodule(name.removesuffix(".weight"))
-    both = column_scales(judge, [name])[name]
-    monkeypatch.setattr(importance, "NUM_BATCHES", 1)
     first = column_scales(judge, [name])[name]
+    monkeypatch.setattr(importance, "EVERY", 1)
+    both = column_scales(judge, [name])[name]
     assert not torch.equal(first, both)
     shortest = judge_of(llama, llama_tuned, tmp_path, tuple(sorted(texts(40), key=len)[:32]))
     assert torch.equal(first, column_scales(shortest, [name])[name])

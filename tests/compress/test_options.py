@@ -87,7 +87,7 @@ def test_one_number_decides_the_size(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize("given", [{"density": 0.5}, {"target_kl": 0.1}])
 def test_one_size_is_not_chosen(method: str, given: dict[str, float]) -> None:
     assert Options(method, target_size=10**9).target_size  # a bound, which the one size may meet
-    with pytest.raises(InvalidRecipe, match=f"{method} has one size: it takes no {next(iter(given))}") as caught:
+    with pytest.raises(InvalidRecipe, match=f"{method} has one size: leave {next(iter(given))} out") as caught:
         Options(method, **given)  # type: ignore[arg-type]
     assert caught.value.param == next(iter(given))
 

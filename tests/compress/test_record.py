@@ -82,3 +82,10 @@ def test_best_score_is_the_highest() -> None:
     assert record.best_score is None
     run(record)
     assert record.best_score == -1.0
+
+
+def test_what_is_no_number_is_never_the_best() -> None:
+    record = Record(3)
+    for number, score in enumerate((math.nan, -0.5, math.nan)):
+        record((float(number),), lambda score=score: score)  # type: ignore[misc]
+    assert record.best_score == -0.5

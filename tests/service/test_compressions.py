@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -123,6 +122,13 @@ def test_a_search_that_was_cut_off_ends_in_the_identical_delta(
 
 def put_labels(served: Served, *labels: str) -> str:
     return put_blob(served, "".join(f"{label}\n" for label in labels).encode())
+
+
+@pytest.mark.parametrize("name", ["inputs", "delta.safetensors", "finetuned"])
+def test_a_name_may_be_that_of_a_file_of_ours(served: Served, search: dict[str, Any], name: str) -> None:
+    job = compressed(served, search | {"name": name, "evaluations": 0})
+    assert (job["state"], job["error"]) == ("done", None)
+    assert job["result"]["delta"]["name"] == name
 
 
 @pytest.mark.parametrize("score", ["accuracy", "balanced_accuracy", "log_likelihood"])
@@ -295,7 +301,7 @@ def test_idempotency(served: Served, body: dict[str, Any]) -> None:
     first = post("k-1", body)
     job = ok(first, 202)
     assert first.headers["location"] == f"/v1/jobs/{job['id']}"
-    shuffled = json.loads(json.dumps(dict(reversed(body.items()))))
+    shuffled = dict(reversed(body.items())) | {"files": dict(reversed(body["files"].items()))}
     again = post("k-1", shuffled)
     assert ok(again)["id"] == job["id"] and again.headers["location"] == first.headers["location"]
     assert_error(post("k-1", body | {"density": 0.2}), 422, "idempotency_conflict", "idempotency-key")

@@ -32,6 +32,8 @@ MAX_FILE = 1 << 30
 MAX_INPUTS = 1 << 17
 BATCH = 32
 BATCH_CHARACTERS = 1 << 12  # of padded text: what a backward pass keeps grows with it
+LM_INPUTS = ("input_ids", "attention_mask")
+CHOSEN = "chosen"  # of a batch: which tokens' outputs are compared
 ANSWER_TOKENS = 32  # of a sequence-to-sequence model
 MAX_OUTPUTS = 1 << 26  # numbers kept of the full fine-tune's outputs: of a language model, evenly chosen tokens
 
@@ -83,11 +85,16 @@ class Judge:
         self._patcher = Patcher(backbone)
         self._head = _head(backbone, full)
         self._batches = list(_batches(backbone, full, calibration))
+        self._is_lm = self._head is None and backbone.task is not Task.EMBEDDING
+        if self._is_lm:  # a tokenizer may give more, which serving does not pass on
+            self._batches = [{name: batch[name] for name in LM_INPUTS} for batch in self._batches]
         self._labels = _label_ids(self._head, calibration) if score != "kl" else None
         with self.patched(full):
             if backbone.task is Task.SEQ2SEQ_LM:
                 tokenizer = Inputs(backbone).tokenizer_with(full.manifest.tokens)
                 self._batches = [with_answers(backbone, tokenizer, batch, ANSWER_TOKENS) for batch in self._batches]
+            if self._is_lm:
+                self._batches = _thinned(self._batches, MAX_OUTPUTS // self.backbone.model.config.vocab_size)
             self._reference = self._outputs()
 
     def divergence(self, delta: Delta) -> float:
@@ -129,9 +136,9 @@ class Judge:
             yield
 
     @torch.no_grad()
-    def run(self, limit: int | None = None) -> None:
-        """A forward of the first `limit` batches, for whoever listens to the model's layers meanwhile."""
-        for batch in self._batches[:limit]:
+    def run(self, every: int = 1) -> None:
+        """A forward of one batch in `every`, for whoever listens to the model's layers meanwhile."""
+        for batch in self._batches[::every]:
             self._forward(batch)
 
     @property
@@ -156,13 +163,10 @@ class Judge:
             if self._head.model.config.problem_type == "multi_label_classification":
                 return torch.nn.functional.logsigmoid(torch.stack([logits, -logits], -1)).flatten(1)
             return torch.log_softmax(logits, dim=-1)
-        if self.backbone.task is not Task.EMBEDDING:
-            logits = self.backbone.model(**batch).logits
-            mask = batch.get("decoder_attention_mask", batch["attention_mask"])
-            places = torch.nonzero(mask.flatten()).flatten()
-            share = max(1, MAX_OUTPUTS // (logits.shape[-1] * len(self._batches)))
-            chosen = places[:: -(-len(places) // share)]
-            return torch.log_softmax(logits.flatten(0, 1)[chosen].float(), dim=-1)
+        if self._is_lm:
+            given = {name: tensor for name, tensor in batch.items() if name != CHOSEN}
+            logits = self.backbone.model(**given).logits
+            return torch.log_softmax(logits.flatten(0, 1)[batch[CHOSEN]].float(), dim=-1)
         return unit_vectors(self.backbone, batch)
 
 
@@ -190,6 +194,20 @@ def _batches(backbone: Backbone, full: Delta, calibration: Calibration) -> Itera
     yield reader.batch(inputs[start:], tokens, rows)
 
 
+def _thinned(batches: Sequence[Batch], limit: int) -> list[Batch]:
+    """With the places of at most `limit` tokens, evenly spread over all batches; batches without any are left out."""
+    masks = [batch.get("decoder_attention_mask", batch["attention_mask"]) for batch in batches]
+    step = -(-sum(int(mask.sum()) for mask in masks) // max(1, limit))
+    thinned, seen = [], 0
+    for batch, mask in zip(batches, masks, strict=True):
+        places = torch.nonzero(mask.flatten()).flatten()
+        chosen = places[(step // 2 - seen) % step :: step]
+        seen += len(places)
+        if len(chosen):
+            thinned.append({**batch, CHOSEN: chosen})
+    return thinned
+
+
 def _order(calibration: Calibration) -> list[int]:
     return sorted(range(len(calibration.inputs)), key=lambda index: _size(calibration.inputs[index]))
 
@@ -201,7 +219,7 @@ def _size(item: Input) -> int:
 def _label_ids(head: HeadModel | None, calibration: Calibration) -> torch.Tensor:
     if head is None or _is_regression(head) or head.model.config.problem_type == "multi_label_classification":
         raise UnsupportedTask(
-            "only a classifier of one label an input can be scored against labels: use the KL score", param="score"
+            "only a classifier of one label an input can be scored against labels: leave the labels out", param="score"
         )
     if calibration.labels is None:
         raise InputError("this score needs labels for the calibration inputs: give --labels", param="labels")

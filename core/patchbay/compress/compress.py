@@ -36,8 +36,8 @@ class Report:
 
     `ratio`: bytes of the fine-tuned weight files over bytes of the delta file. `bits_per_parameter`: of the whole file
     over the base's parameters; `bits_without_heads` leaves out tensors that only the fine-tune has, which are new
-    parameters and no difference. `score` is the best one on the calibration inputs, None without a search. `sizes`:
-    bytes by kind.
+    parameters and no difference. `score` is the best one of the search, None without one; `divergence` is that of the
+    file as it was written, on the calibration inputs, None without any. `sizes`: bytes by kind.
     """
 
     path: str
@@ -50,6 +50,7 @@ class Report:
     relative_error: float
     evaluations: int
     score: float | None
+    divergence: float | None
     sizes: dict[str, int]
     seconds: float
 
@@ -87,7 +88,7 @@ def compress(
         problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), inputs, options.score)
     method = find_method(problem, options)
     file = _write(writer, method, problem, out, on_progress)
-    return _report(file, record, time.monotonic() - started)
+    return _report(file, record, _divergence(file, problem), time.monotonic() - started)
 
 
 def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progress: Progress | None) -> DeltaFile:
@@ -104,9 +105,12 @@ def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progr
         return fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
     if options.target_kl is not None:
         density = fit_kl(problem, method, options.target_kl, on_fit)
-    else:
-        density = DEFAULT_DENSITY if options.density is None else options.density
-        method.tune(density)
+        file = writer.write(method, density, out, distilled(density))
+        # Distilling looks at some of the inputs, before values are encoded: the bound is on all, and on the file.
+        kept = (_divergence(file, problem) or 0.0) <= options.target_kl
+        return file if kept else writer.write(method, density, out)
+    density = DEFAULT_DENSITY if options.density is None else options.density
+    method.tune(density)
     return writer.write(method, density, out, distilled(density))
 
 
@@ -134,7 +138,16 @@ def _ratio(vector: TaskVector, names: Sequence[str], read: Callable[[str], torch
     return (change / base) ** 0.5 if base else 0.0
 
 
-def _report(file: DeltaFile, record: Record, seconds: float) -> Report:
+def _divergence(file: DeltaFile, problem: Problem) -> float | None:
+    """Of what a server will serve: values are encoded by now, and norms and scales tuned."""
+    if problem.judge is None:
+        return None
+    backbone = problem.judge.backbone
+    loaded = file.load(backbone.specs, backbone.fingerprint, finite=False, read_base=backbone.stored)
+    return problem.judge.divergence(loaded)
+
+
+def _report(file: DeltaFile, record: Record, divergence: float | None, seconds: float) -> Report:
     manifest, sizes = file.manifest, dict(file.itemised())
     parameters = max(1, manifest.provenance.parameters or 1)
     return Report(
@@ -148,6 +161,7 @@ def _report(file: DeltaFile, record: Record, seconds: float) -> Report:
         relative_error=manifest.statistics.relative_error,
         evaluations=len(record.evaluations),
         score=record.best_score,
+        divergence=divergence,
         sizes=sizes,
         seconds=seconds,
     )

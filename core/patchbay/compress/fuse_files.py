@@ -99,7 +99,7 @@ def _check(
     if not files:
         raise InvalidRecipe("fusion needs at least one delta", param="delta")
     if lambdas is not None and len(lambdas) != len(files):
-        raise InvalidRecipe(f"{len(lambdas)} lambdas for {len(files)} deltas", param="lambdas")
+        raise InvalidRecipe(f"{len(lambdas)} weights for {len(files)} deltas: give one for each", param="lambdas")
     for number in lambdas or ():
         if not abs(number) <= MAX_WEIGHT:
             raise InvalidRecipe(f"lambda {number:g} is not between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}", param="lambdas")

@@ -1,7 +1,7 @@
 """How much each input column of a linear layer matters: the root mean square of what arrives there.
 
 A changed weight acts through x_j tau_ij, so a sampled support that keeps by |tau_ij| rms(x_j) wastes less on columns
-that are silent. Measured on the full fine-tune, on the first calibration inputs.
+that are silent. Measured on the full fine-tune, on half of the calibration inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from patchbay.architecture import Kind
 from patchbay.compress.calibration import Judge
 
-NUM_BATCHES = 4  # 128 inputs
+EVERY = 2  # half of the batches, from the shortest inputs to the longest
 STEPS = 4  # an octave: the grid on which a file stores scales
 SMALLEST = 2.0**-8  # of the rms over columns: a column silent here may speak elsewhere
 
@@ -32,7 +32,7 @@ def column_scales(judge: Judge, names: Iterable[str]) -> dict[str, torch.Tensor]
     hooks = [module.register_forward_pre_hook(_adder(sums, name)) for name, module in modules.items()]
     try:
         with judge.patched(judge.full):
-            judge.run(NUM_BATCHES)
+            judge.run(EVERY)
     finally:
         for hook in hooks:
             hook.remove()

@@ -91,7 +91,7 @@ class Options:
         if len(given) > 1:
             raise InvalidRecipe(f"{' and '.join(given)} both decide the size: give one of them", param=given[1])
         if self.method in ONE_SIZE and given and self.target_size is None:
-            raise InvalidRecipe(f"{self.method} has one size: it takes no {given[0]}", param=given[0])
+            raise InvalidRecipe(f"{self.method} has one size: leave {given[0]} out", param=given[0])
         if self.density is not None and not 0.0 <= self.density <= 1.0:
             raise InvalidRecipe(f"density {self.density} is not between 0 and 1", param="density")
         if self.target_size is not None and self.target_size <= 0:

@@ -46,8 +46,7 @@ class Record:
                 self.on_evaluation(evaluation)
         self.evaluations.append(evaluation)
         if self.on_progress:
-            best = max(e.score for e in self.evaluations)
-            self.on_progress(index + 1, self.budget, f"evaluation {index + 1}, best score {best:.4g}")
+            self.on_progress(index + 1, self.budget, f"evaluation {index + 1}, best score {self.best_score:.4g}")
         return evaluation.score
 
     @property
@@ -56,7 +55,9 @@ class Record:
 
     @property
     def best_score(self) -> float | None:
-        return max((e.score for e in self.evaluations), default=None)
+        """NaN only where all are: no other score is larger than NaN, nor smaller."""
+        scores = [e.score for e in self.evaluations]
+        return max((score for score in scores if not math.isnan(score)), default=scores[0] if scores else None)
 
 
 def _close(one: float, other: float) -> bool:

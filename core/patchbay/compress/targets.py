@@ -176,7 +176,8 @@ def _entropy(density: float) -> float:
 
 def _too_few(target: int, least: int) -> InvalidRecipe:
     return InvalidRecipe(
-        f"{target} bytes are too few: what is not pruned takes {least} bytes already", param="target_size"
+        f"{target} bytes are too few: the smallest file takes {least}; statistics for merging can be left out",
+        param="target_size",
     )
 
 

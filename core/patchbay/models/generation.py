@@ -20,13 +20,11 @@ from transformers import (
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.errors import InputError
-from patchbay.models.inputs import Batch, vocabulary_of
+from patchbay.models.inputs import MAX_TOKENS, Batch, vocabulary_of
 from patchbay.models.outputs import check_finite
 
 # Below it logits divided by the temperature overflow fp32; sampling is greedy long before.
 MIN_TEMPERATURE = 1e-5
-# Of prompt and answer, for models whose positions have no end (T5): attention's memory grows with the square.
-MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +84,29 @@ def with_answers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, batch: 
     """A batch of a sequence-to-sequence model with what it answers greedily, to be compared token by token.
 
     `decoder_input_ids` [inputs, at most max_tokens] start with the decoder's start token; `decoder_attention_mask` is 1
-    where the next token belongs to the answer, its end included.
+    where the next token belongs to the answer, its end included. Not by `generate`: a folder's generation config may
+    ask it for beams, for lengths and for other outputs, and greedy is what is meant here.
     """
-    config = _generation_config(backbone, tokenizer, SamplingParams(max_tokens, temperature=0.0))
-    output = backbone.model.generate(**batch, generation_config=config)  # type: ignore[operator]
-    ended = torch.isin(output[:, :-1], torch.tensor(sorted(_ends(backbone, tokenizer))).to(output))
-    ended[:, 0] = False  # some models start an answer with the token that ends it
-    return {**batch, "decoder_input_ids": output[:, :-1], "decoder_attention_mask": (ended.cumsum(1) == 0).long()}
+    model, mask = backbone.model, batch["attention_mask"]
+    encoded = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
+    answers = torch.full((len(mask), 1), _start_token(backbone), device=mask.device)
+    ends = torch.tensor(sorted(_ends(backbone, tokenizer)), dtype=answers.dtype, device=mask.device)
+    ended = torch.zeros_like(answers, dtype=torch.bool)
+    most = min(max_tokens, backbone.max_positions or max_tokens)
+    while answers.shape[1] < most and not bool(ended[:, -1].all()):
+        logits = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=answers).logits
+        likeliest = logits[:, -1:].argmax(-1)
+        answers = torch.cat([answers, likeliest], 1)
+        ended = torch.cat([ended, ended[:, -1:] | torch.isin(likeliest, ends)], 1)
+    return {**batch, "decoder_input_ids": answers, "decoder_attention_mask": (~ended).long()}
+
+
+def _start_token(backbone: Backbone) -> int:
+    for config in (backbone.model.generation_config, backbone.architecture.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if (token := getattr(config, name, None)) is not None:
+                return int(token)
+    return 0
 
 
 def any_set(ends: Sequence[Event]) -> bool:

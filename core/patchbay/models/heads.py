@@ -54,7 +54,12 @@ def choose_head(backbone: Backbone, deltas: Mapping[str, Delta], asked: str | No
         raise AmbiguousHead(f"several heads could answer: say which with 'head': {', '.join(owners)}", param="head")
     if not owners and backbone.labels is None:
         whom = repr(asked) if asked else "neither the base nor any of the deltas"
-        raise AmbiguousHead(f"{whom} has a classification head" if not asked else f"{whom} has no head", param="head")
+        raise AmbiguousHead(
+            f"{whom} has no head: name a term that brings one"
+            if asked
+            else f"{whom} has a classification head: name a delta that brings one",
+            param="head",
+        )
     return owners[0] if owners else None
 
 

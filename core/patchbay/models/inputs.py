@@ -22,6 +22,8 @@ from patchbay.delta.manifest import MAX_RANK, Token
 from patchbay.errors import InputError, InvalidRecipe
 
 MAX_PIXELS = 1 << 24
+# Where positions have no end (T5): attention's memory grows with the square.
+MAX_TOKENS = 4096
 MAX_BATCH = 64  # inputs of one forward pass: bounds its activations
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
@@ -172,10 +174,9 @@ def _image_processor(backbone: Backbone) -> Any | None:
     )
 
 
-def _max_length(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _max_length(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> int:
     limits = [backbone.max_positions, tokenizer.model_max_length]
-    known = [limit for limit in limits if limit and limit < 10**9]
-    return min(known) if known else None
+    return min((limit for limit in limits if limit and limit < 10**9), default=MAX_TOKENS)
 
 
 def _image_shape(backbone: Backbone) -> tuple[int | None, int | None, int | None]:

@@ -61,8 +61,7 @@ class Client:
             yield
         except httpx2.ConnectError as error:
             raise ServerUnreachable(
-                f"cannot connect to {self._place} ({error}): start `patchbay serve`, or name a server with --url or "
-                "PATCHBAY_URL",
+                f"cannot connect to {self._place} ({error}): start `patchbay serve`, or name the server's URL",
                 param="url",
             ) from error
         except httpx2.HTTPError as error:

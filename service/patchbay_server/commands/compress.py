@@ -46,7 +46,10 @@ def compress(
         typer.Option(metavar="BYTES", help="The file's largest size, such as 350kB or 2MiB: sets the density."),
     ] = None,
     target_kl: Annotated[
-        float | None, typer.Option(help="The largest divergence on the calibration inputs: sets the density.")
+        float | None,
+        typer.Option(
+            help="The largest divergence on the calibration inputs: sets the density, before norms are tuned."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -237,8 +240,11 @@ def staged(update: Update, num_replayed: int) -> Update:
 
 def _plain(report: Report) -> Report:
     """A score that is no number is null: JSON has no other word for it."""
-    is_finite = report.score is None or math.isfinite(report.score)
-    return report if is_finite else replace(report, score=None)
+    return replace(report, score=_finite(report.score), divergence=_finite(report.divergence))
+
+
+def _finite(number: float | None) -> float | None:
+    return None if number is None or not math.isfinite(number) else number
 
 
 def _closing_table(report: Report, options: Options) -> object:
@@ -256,11 +262,16 @@ def _closing_table(report: Report, options: Options) -> object:
             "density": f"{report.density:g}",
             "relative error": f"{report.relative_error:.4g}",
             "evaluations": report.evaluations if searched else None,
-            "best score": f"{report.score:.4g} ({_score_text(options.score)})" if report.score is not None else None,
+            "best of search": _score_text(report.score, options.score),
+            "divergence": None
+            if report.divergence is None
+            else f"{report.divergence:.4g} (of this file, on --calibration)",
             "seconds": f"{report.seconds:.1f}",
         }
     )
 
 
-def _score_text(score: str) -> str:
-    return "minus the divergence from the fine-tune" if score == "kl" else score.replace("_", " ")
+def _score_text(score: float | None, name: str) -> str | None:
+    if score is None:
+        return None
+    return f"{score:.4g} ({'minus the divergence' if name == 'kl' else name.replace('_', ' ')}, before it is written)"

@@ -60,6 +60,8 @@ def fuse(
         print_json((report if is_finite else replace(report, score=None)).to_dict())
     else:
         open_console().print(_closing_table(report))
+        if head is None and any(map(_brings_head, files.values())):
+            open_console().print("it has no head: to classify with it, fuse again with --head DELTA", soft_wrap=True)
 
 
 def _run(
@@ -116,6 +118,12 @@ def _inputs(files: Mapping[str, Path], texts: Sequence[str]) -> dict[str, Path]:
             raise InvalidRecipe(f"{known!r} has two calibration files: give one", param="calibration")
         inputs[known] = Path(file)
     return inputs
+
+
+def _brings_head(file: Path) -> bool:
+    from patchbay.delta import DeltaFile
+
+    return any(entry.kind == "added" for entry in DeltaFile.open(file).manifest.tensors.values())
 
 
 def _closing_table(report: FusionReport) -> object:

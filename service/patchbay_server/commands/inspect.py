@@ -40,10 +40,10 @@ def inspect(
 
 
 def describe(file: DeltaFile) -> dict[str, Any]:
-    """`parameters` is the fine-tune's where the file says it, else counts the tensors that the delta names."""
+    """`parameters` is the base's where the file says it, else counts the tensors that the delta changes."""
     manifest = file.manifest
     items = file.itemised()
-    parameters, in_heads = _count_parameters(manifest)
+    parameters = _count_parameters(manifest)
     # Version 1 keeps heads and norms in one stream: its heads' bytes cannot be told apart.
     body = file.num_bytes - items["added"] if "dense" not in items else None
     return {
@@ -60,9 +60,9 @@ def describe(file: DeltaFile) -> dict[str, Any]:
         "bytes": {**items, "total": file.num_bytes},
         "ratio": manifest.provenance.original_bytes / file.num_bytes,
         "parameters": parameters,
-        "kept": manifest.num_kept,
+        "kept": _count_kept(manifest),
         "bits_per_parameter": 8 * file.num_bytes / max(1, parameters),
-        "bits_per_parameter_without_heads": None if body is None else 8 * body / max(1, parameters - in_heads),
+        "bits_per_parameter_without_heads": None if body is None else 8 * body / max(1, parameters),
         "num_tensors": _count_kinds(manifest),
     }
 
@@ -100,14 +100,21 @@ def describe_tensor(name: str, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _count_parameters(manifest: Manifest) -> tuple[int, int]:
-    """Of the fine-tune as a whole, and of its added heads alone."""
+def _count_parameters(manifest: Manifest) -> int:
     from patchbay.delta.manifest import numel
 
-    sizes = [(entry.kind, numel(entry.shape)) for entry in manifest.tensors.values()]
     stated = manifest.provenance.parameters
-    named = sum(size for _, size in sizes)
-    return named if stated is None else stated, sum(size for kind, size in sizes if kind == "added")
+    if stated is not None:
+        return stated
+    return sum(numel(entry.shape) for entry in manifest.tensors.values() if entry.kind != "added")
+
+
+def _count_kept(manifest: Manifest) -> int:
+    """Entries of the sparse tensors, or of all where none is sparse."""
+    from patchbay.delta.manifest import numel
+
+    whole = sum(numel(e.shape) for e in manifest.tensors.values() if e.kind in ("delta", "low_rank", "lossless"))
+    return manifest.num_kept if any(e.kind == "sparse" for e in manifest.tensors.values()) else whole
 
 
 def _count_kinds(manifest: Manifest) -> dict[str, int]:

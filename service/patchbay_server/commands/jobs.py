@@ -97,22 +97,35 @@ def _state(job: Record) -> str:
 
 def _details(job: Record) -> dict[str, object]:
     progress, result, error = (job[name] or {} for name in ("progress", "result", "error"))
-    delta = result.get("delta")
+    delta, runs = result.get("delta"), job["state"] in ("queued", "running")
     return {
         "job": job["id"],
         "kind": job["kind"],
         "name": _name(job),
         "state": _state(job),
         "attempt": job["attempt"],
-        "stage": progress.get("stage"),
+        "stage": progress.get("stage") if runs else None,
         "evaluation": progress.get("evaluation"),
         "best score": progress.get("best_score"),
-        "eta": _eta(progress.get("eta_seconds")),
+        "eta": _eta(progress.get("eta_seconds")) if runs else None,
         "delta": f"{delta['name']}@{delta['version']}, {delta['digest']}" if delta else None,
+        **_points(result.get("curve")),
         "error": error.get("message"),
         "created": time_text(job["created_at"]),
         "updated": time_text(job["updated_at"]),
     }
+
+
+def _points(curve: Record | None) -> dict[str, str]:
+    """A transfer's curve, a line for each scale."""
+    points = curve["points"] if curve else []
+    return {
+        f"scale {p['scale']:g}": f"target {_number(p['target'])}, retained {_number(p['retained'])}" for p in points
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _eta(seconds: float | None) -> str | None:

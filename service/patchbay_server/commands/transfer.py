@@ -26,7 +26,8 @@ COLUMNS = ("scale", "target", "retained")
 MEASURES = {
     "accuracy": "accuracy",
     "negative_kl": "minus KL divergence",
-    "cosine_similarity": "mean cosine similarity of embeddings",
+    "negative_squared_error": "minus squared error",
+    "cosine_similarity": "mean cosine of embeddings",
 }
 _NUMBER = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
 
@@ -116,8 +117,9 @@ def _draw(curve: Curve, file: Path) -> None:
         label = f"best harmonic mean, scale {curve.best.scale:g}"
         axes.plot([curve.best.target], [curve.best.retained], "o", markersize=10, fillstyle="none", label=label)
         axes.legend()
-    axes.set_xlabel(f"target: {MEASURES[curve.target_measure]}")
-    axes.set_ylabel(f"retained: {MEASURES[curve.retained_measure]}")
+    target, retained = _explained(curve)
+    axes.set_xlabel(f"target: {target}")
+    axes.set_ylabel(f"retained: {retained}")
     axes.grid(alpha=0.3)
     figure.savefig(file, format="png", dpi=150)
 
@@ -126,13 +128,21 @@ def _print_table(curve: Curve) -> None:
     console = open_console()
     rows = [(f"{p.scale:g}", _text(p.target), _text(p.retained)) for p in curve.points]
     console.print(listing(COLUMNS, rows, numeric=COLUMNS))
-    console.print(f"\ntarget: {MEASURES[curve.target_measure]}; retained: {MEASURES[curve.retained_measure]}")
+    target, retained = _explained(curve)
+    console.print(f"\ntarget: {target}; retained: {retained}", soft_wrap=True)
     if curve.best is not None:
         console.print(f"best harmonic mean: scale {curve.best.scale:g}")
 
 
+def _explained(curve: Curve) -> tuple[str, str]:
+    """What each measure is, and what it compares with."""
+    measures = ((curve.target_measure, "the delta at scale 1"), (curve.retained_measure, "the base"))
+    target, retained = (MEASURES[m] + ("" if m == "accuracy" else f" from {other}") for m, other in measures)
+    return target, retained
+
+
 def _text(value: float) -> str | None:
-    return f"{value:.4f}" if math.isfinite(value) else None
+    return f"{value + 0.0:.4f}".replace("-0.0000", "0.0000") if math.isfinite(value) else None
 
 
 def _finite(value: Any) -> Any:

@@ -60,7 +60,9 @@ def compression(bench: Bench, run: Run) -> Json:
     bench.base.check(run.job.spec["fingerprint"])
     with _folder(bench.hub) as folder:
         # Named like the delta and not by chance: the file says what it was made of, and must be the same every time.
-        finetuned = lay_out(bench.hub, request.files, folder / request.name)
+        # A folder of its own, because any name may be asked for.
+        (folder / "finetuned").mkdir()
+        finetuned = lay_out(bench.hub, request.files, folder / "finetuned" / request.name)
         inputs = _read(bench.hub, request.calibration, request.labels, folder / "inputs")
         out = folder / "delta.safetensors"
         report = _compress(bench.base, finetuned, out, make_options(request), inputs, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
@@ -109,7 +110,8 @@ def _make_key(text: str | None, kind: str, body: Body) -> Key | None:
     """
     if text is None:
         return None
-    return Key(text, hashlib.sha256(f"{kind} {body.model_dump_json(exclude_defaults=True)}".encode()).hexdigest())
+    given = json.dumps(body.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return Key(text, hashlib.sha256(f"{kind} {given}".encode()).hexdigest())
 
 
 def to_json(job: Job) -> dict[str, Any]:

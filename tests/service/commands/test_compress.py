@@ -79,11 +79,11 @@ def test_closing_table(cli: Cli, out: Path, common: Common, inputs: Path) -> Non
     assert result.exit_code == 0, result.stderr
     rows = {line.split("  ")[0] if line[0] != " " else line.split()[0]: line for line in result.stdout.splitlines()}
     wanted = ("delta", "bytes", "positions", "fine-tune", "ratio", "bits per parameter", "without", "method", "density")
-    assert rows.keys() >= {*wanted, "relative error", "evaluations", "best score", "seconds"}
+    assert rows.keys() >= {*wanted, "relative error", "evaluations", "best of search", "seconds"}
     assert f"{out.stat().st_size:,} bytes" in rows["bytes"] and rows["evaluations"].split()[-1] == "3"
-    assert "divergence" in rows["best score"]
+    assert "divergence" in rows["best of search"]
     plain = cli(*common, "--force").stdout
-    assert "evaluations" not in plain and "best score" not in plain
+    assert "evaluations" not in plain and "best of search" not in plain
 
 
 @pytest.mark.parametrize(
