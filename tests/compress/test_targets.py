@@ -150,12 +150,9 @@ def test_a_tuned_file_is_held_to_the_bound_too(llama: Path, tmp_path: Path) -> N
 
     tuned, words = pico.rewrite(llama, tmp_path / "tuned", change), random.Random(0)
     long = Calibration(tuple(" ".join(words.choices(pico.WORDS, k=words.randint(150, 250))) for _ in range(24)))
-    free = compress(llama, tuned, tmp_path / "d", Options(density=0.8, evaluations=0, distil=False), calibration=long)
-    assert free.divergence
-    for share in (1.0, 0.99, 0.98, 0.96):
-        options = Options(target_kl=share * free.divergence, evaluations=0)
-        report = compress(llama, tuned, tmp_path / "d", options, calibration=long)
-        assert report.divergence is not None and report.divergence <= share * free.divergence
+    for target in (2.86e-4, 2.89e-4, 2.92e-4):  # where tuning goes wrong
+        report = compress(llama, tuned, tmp_path / "d", Options(target_kl=target, evaluations=0), calibration=long)
+        assert report.divergence is not None and report.divergence <= target
 
 
 def few_changes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
