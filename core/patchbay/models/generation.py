@@ -102,11 +102,9 @@ def with_answers(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, batch: 
 
 
 def _start_token(backbone: Backbone) -> int:
-    for config in (backbone.model.generation_config, backbone.architecture.config):
-        for name in ("decoder_start_token_id", "bos_token_id"):
-            if (token := getattr(config, name, None)) is not None:
-                return int(token)
-    return 0
+    configs = (backbone.model.generation_config, backbone.architecture.config)
+    found = [getattr(c, name, None) for name in ("decoder_start_token_id", "bos_token_id") for c in configs]
+    return int(next((token for token in found if token is not None), 0))
 
 
 def any_set(ends: Sequence[Event]) -> bool:
