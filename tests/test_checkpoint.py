@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import random
 import shutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tests import pico
 from transformers import AutoModelForCausalLM
 
-from patchbay.checkpoint import INDEX, Checkpoint, raw_bytes, tensor_sha256
+from patchbay.checkpoint import INDEX, Checkpoint, all_finite, raw_bytes, tensor_sha256
 from patchbay.errors import BackboneError, UnsupportedBackbone
 
 ModelFolder = Callable[..., Path]
@@ -132,6 +133,16 @@ def test_config_and_tokenizer_do_not_belong_to_it(tmp_path: Path, llama: Path) -
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "0"}))
     assert fingerprint(copy) == fingerprint(llama)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 500, 999])
+def test_one_wrong_number_is_found_wherever_it_is(dtype: torch.dtype, wrong: float, place: int) -> None:
+    tensor = torch.linspace(-3, 3, 1000).to(dtype)
+    assert all_finite(tensor) and all_finite(tensor[:0])
+    tensor[place] = wrong
+    assert not all_finite(tensor)
 
 
 def test_read_gives_what_is_stored(model_folder: ModelFolder) -> None:

@@ -124,6 +124,11 @@ def as_bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(width)
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Both ends in one pass: NaN is passed on to them."""
+    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
 def tensor_sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 

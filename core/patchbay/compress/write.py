@@ -10,7 +10,7 @@ import torch
 
 import patchbay
 from patchbay.architecture import TensorSpec
-from patchbay.checkpoint import Checkpoint
+from patchbay.checkpoint import Checkpoint, all_finite
 from patchbay.compress.distil import Distilled
 from patchbay.compress.methods import Method
 from patchbay.compress.options import LOSSLESS, ONE_SIZE, Options
@@ -147,7 +147,7 @@ def is_prunable(spec: TensorSpec) -> bool:
 def finite_difference(vector: TaskVector, name: str, exact: bool) -> torch.Tensor:
     """The fp32 difference. Raises FinetuneMismatch for NaN or infinity, unless `exact` gives their bits elsewhere."""
     tau = vector[name]
-    if not tau.numel() or all(bool(torch.isfinite(bound)) for bound in tau.aminmax()):
+    if all_finite(tau):
         return tau
     if not exact:
         raise FinetuneMismatch(f"{name!r} contains NaN or infinity: the fine-tune is damaged", param=name)

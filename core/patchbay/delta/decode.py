@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from patchbay.checkpoint import all_finite
 from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values, digits
 from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
@@ -186,6 +187,5 @@ def _check_finite(delta: Delta, bits_too: bool) -> None:
     if bits_too:
         parts += [(name, exceptions.bits) for name, exceptions in delta.exceptions.items()]
     for name, tensor in sorted(parts, key=lambda part: part[0]):
-        # Both ends in one pass: NaN is passed on to them.
-        if tensor.numel() and not all(bool(torch.isfinite(end)) for end in tensor.aminmax()):
+        if not all_finite(tensor):
             raise NonFiniteValue(f"{name!r} contains NaN or infinity", param=name)
