@@ -87,11 +87,14 @@ def compress(
     if inputs is not None:
         problem.judge = Judge(Backbone.load(base, device="cpu"), problem.full(), inputs, options.score)
     method = find_method(problem, options)
-    file = _write(writer, method, problem, out, on_progress)
-    return _report(file, record, _divergence(file, problem), time.monotonic() - started)
+    file, divergence = _write(writer, method, problem, out, on_progress)
+    return _report(file, record, divergence, time.monotonic() - started)
 
 
-def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progress: Progress | None) -> DeltaFile:
+def _write(
+    writer: Writer, method: Method, problem: Problem, out: Path, on_progress: Progress | None
+) -> tuple[DeltaFile, float | None]:
+    """The file and its divergence."""
     options, on_distil, on_fit = writer.options, _stage(on_progress, "distil"), _stage(on_progress, "fit")
 
     def distilled(density: float) -> Distilled:
@@ -102,16 +105,20 @@ def _write(writer: Writer, method: Method, problem: Problem, out: Path, on_progr
         return distil(problem, parts, vectors=everything, seed=options.seed, on_progress=on_distil)
 
     if options.target_size is not None:
-        return fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
+        file = fit_size(writer, method, problem.vector.numel, out, options.target_size, distilled)
+        return file, _divergence(file, problem)
     if options.target_kl is not None:
         density = fit_kl(problem, method, options.target_kl, on_fit)
-        file = writer.write(method, density, out, distilled(density))
+    else:
+        density = DEFAULT_DENSITY if options.density is None else options.density
+        method.tune(density)
+    file = writer.write(method, density, out, distilled(density))
+    divergence = _divergence(file, problem)
+    if divergence is not None and options.target_kl is not None and not divergence <= options.target_kl:
         # Distilling looks at some of the inputs, before values are encoded: the bound is on all, and on the file.
-        kept = (_divergence(file, problem) or 0.0) <= options.target_kl
-        return file if kept else writer.write(method, density, out)
-    density = DEFAULT_DENSITY if options.density is None else options.density
-    method.tune(density)
-    return writer.write(method, density, out, distilled(density))
+        file = writer.write(method, density, out)
+        divergence = _divergence(file, problem)
+    return file, divergence
 
 
 def _problem(vector: TaskVector, writer: Writer, options: Options, record: Record) -> Problem:

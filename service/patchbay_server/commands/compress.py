@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -124,7 +123,7 @@ def compress(
         _refuse_given("compressing here: it is for --server", name=name, no_activate=not activate)
         report = _run(base, finetuned, _checked_out(out, force), options, calibration, labels)
     if as_json:
-        print_json(_plain(report).to_dict())
+        print_json(report.to_dict())
     else:
         open_console().print(_closing_table(report, options))
 
@@ -236,15 +235,6 @@ def staged(update: Update, num_replayed: int) -> Update:
         update(done, total, note)
 
     return on_progress
-
-
-def _plain(report: Report) -> Report:
-    """A score that is no number is null: JSON has no other word for it."""
-    return replace(report, score=_finite(report.score), divergence=_finite(report.divergence))
-
-
-def _finite(number: float | None) -> float | None:
-    return None if number is None or not math.isfinite(number) else number
 
 
 def _closing_table(report: Report, options: Options) -> object:

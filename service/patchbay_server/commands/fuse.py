@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,8 +54,7 @@ def fuse(
     lambdas = weight or ([lambda_] * len(files) if lambda_ is not None else None)
     report = _run(base, files, out, lambdas, inputs, evaluations, _name_of(files, head, "head") if head else None)
     if as_json:
-        is_finite = report.score is None or math.isfinite(report.score)
-        print_json((report if is_finite else replace(report, score=None)).to_dict())
+        print_json(report.to_dict())
     else:
         open_console().print(_closing_table(report))
         if head is None and any(map(_brings_head, files.values())):

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from patchbay_server.json_values import finite
+
 # Tables are not cut to 80 columns where they go into a file or a pipe.
 PIPE_WIDTH = 200
 COUNTS: tuple[type[ProgressColumn], ...] = (MofNCompleteColumn, TimeRemainingColumn)
@@ -36,8 +38,10 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 def print_json(payload: Mapping[str, object]) -> None:
-    """The one object that `--json` promises; ASCII, so that it passes every terminal and pipe."""
-    print(json.dumps(payload, indent=2, allow_nan=False))
+    """The one object that `--json` promises; ASCII, so that it passes every terminal and pipe, null where a number is
+    none.
+    """
+    print(json.dumps(finite(payload), indent=2, allow_nan=False))
 
 
 def printable(value: object) -> str:

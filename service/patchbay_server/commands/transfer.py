@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,7 +70,7 @@ def transfer(
     if plot is not None:
         _draw(curve, plot)
     if as_json:
-        print_json(_finite(asdict(curve)) | {"plot": str(plot) if plot else None})
+        print_json(asdict(curve) | {"plot": str(plot) if plot else None})
     else:
         _print_table(curve)
 
@@ -137,18 +137,9 @@ def _print_table(curve: Curve) -> None:
 def _explained(curve: Curve) -> tuple[str, str]:
     """What each measure is, and what it compares with."""
     measures = ((curve.target_measure, "the delta at scale 1"), (curve.retained_measure, "the base"))
-    target, retained = (MEASURES[m] + ("" if m == "accuracy" else f" from {other}") for m, other in measures)
+    target, retained = (MEASURES[m] + ("" if m == "accuracy" else f" against {other}") for m, other in measures)
     return target, retained
 
 
 def _text(value: float) -> str | None:
-    return f"{value + 0.0:.4f}".replace("-0.0000", "0.0000") if math.isfinite(value) else None
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for NaN, which JSON has not."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return f"{value:z.4f}" if math.isfinite(value) else None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from patchbay_server.jobs.files import lay_out, lay_out_calibration
 from patchbay_server.jobs.inputs import check_inputs
 from patchbay_server.jobs.publish import Base, publish
 from patchbay_server.jobs.run import Run
+from patchbay_server.json_values import finite
 from patchbay_server.records import to_json
 from patchbay_server.schemas import CompressionRequest, TransferRequest
 
@@ -71,7 +71,7 @@ def compression(bench: Bench, run: Run) -> Json:
         record = publish(bench.hub, bench.base, out, request.name, **where)
     # The file's own place is the worker's business, and gone.
     shown = {name: value for name, value in report.to_dict().items() if name != "path"}
-    return {"delta": to_json(record), "report": _finite(shown)}
+    return {"delta": to_json(record), "report": finite(shown)}
 
 
 @contextmanager
@@ -133,13 +133,4 @@ def transfer(bench: Bench, run: Run) -> Json:
             retained=retained,
             on_progress=run.on_progress,
         )
-    return {"model": request.model, "curve": _finite(asdict(curve))}
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {"model": request.model, "curve": finite(asdict(curve))}
