@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from tests.attacks.registry import attack
-from tests.delta.samples import assemble, parts, sample
+from tests.delta.samples import assemble, parts, replaced, sample
 
 from patchbay.delta import SparseRows
 from patchbay.delta.encode import Streams
@@ -101,3 +101,66 @@ def factors_whose_product_is_infinite() -> bytes:
     bands = [(torch.full((64, 1), 3e38), torch.full((60, 1), 3e38), "fp32")]
     streams.add_low_rank("mlp.weight", bands, torch.float32)
     return assemble(*parts(streams))
+
+
+def hybrid(values: str = "int8") -> Streams:
+    """`mlp.weight` with 200 kept entries over a low-rank difference of two bands."""
+    streams = Streams()
+    entries = torch.arange(0, 2000, 10)
+    streams.add_sparse("mlp.weight", SparseRows((64, 60), entries, torch.ones(200)), "fp32", torch.float32)
+    streams.add_factors("mlp.weight", [(torch.ones(64, 1), torch.ones(60, 1), v) for v in (values, "fp32")])
+    return streams
+
+
+def shuffled(number: float, count: int) -> bytes:
+    return np.full(count, number, "<f4").view(np.uint8).reshape(count, 4).T.tobytes()
+
+
+@attack(NonFiniteValue, "'mlp.weight' contains NaN or infinity")
+def kept_entries_that_overflow_a_product() -> bytes:
+    """Product and kept entries are finite each; their sum is not."""
+    manifest, raw = parts(hybrid())
+    large = {Stream("values", "mlp.weight", 3): shuffled(3e38, 64), Stream("values", "mlp.weight"): shuffled(3e38, 200)}
+    return assemble(manifest, {**raw, **large})
+
+
+@attack(NonFiniteValue, "'mlp.weight' contains NaN or infinity")
+def bands_whose_sum_is_infinite() -> bytes:
+    """The product of every band is finite; their sum is not."""
+    streams = Streams()
+    bands = [(torch.full((64, 1), 1.4e19), torch.full((60, 1), 1.4e19), "fp32")] * 2
+    streams.add_low_rank("mlp.weight", bands, torch.float32)
+    return assemble(*parts(streams))
+
+
+@attack(NonFiniteValue, "'mlp.weight' contains NaN or infinity")
+def a_sum_that_rounding_makes_infinite() -> bytes:
+    """In exact numbers product and kept entries stay below the largest number; rounded one by one they do not."""
+    streams = Streams()
+    kept = torch.full((200,), float.fromhex("0x1.9fa12ap+126"))
+    rows = SparseRows((64, 60), torch.arange(200), kept)
+    streams.add_sparse("mlp.weight", rows, "fp32", torch.float32)
+    left, right = (float.fromhex(number) for number in ("0x1.9828dep+63", "0x1.7d92c4p+63"))
+    streams.add_factors("mlp.weight", [(torch.full((64, 1), left), torch.full((60, 1), right), "fp32")])
+    return assemble(*parts(streams))
+
+
+@attack(MalformedDelta, "'mlp.weight': a scale is negative, not finite")
+def nan_in_the_scales_of_a_factor() -> bytes:
+    """One number that makes every entry of the matrix NaN."""
+    scales = np.array(1, "<f4").tobytes() + np.array(np.nan, "<f2").tobytes()
+    return handmade(hybrid(), "scales", scales * 2, 1)
+
+
+@attack(NonFiniteValue, "'mlp.weight' contains NaN or infinity")
+def nan_in_a_factor() -> bytes:
+    """Behind the zeros of the other factor it is as bad."""
+    manifest, raw = parts(hybrid())
+    bent = {3: shuffled(0, 64), 4: shuffled(np.nan, 60)}
+    return assemble(manifest, {**raw, **{Stream("values", "mlp.weight", part): data for part, data in bent.items()}})
+
+
+@attack(MalformedDelta, "'mlp.weight': 7 bytes of fp32 for 64 values")
+def factor_too_short() -> bytes:
+    """Fewer numbers than the matrix has rows."""
+    return assemble(*replaced(Stream("values", "mlp.weight", 3), bytes(7), *parts(hybrid())))

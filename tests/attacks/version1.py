@@ -165,6 +165,14 @@ def version1_with_later_kinds() -> bytes:
     return assemble_version1(manifest, streams)
 
 
+@attack(MalformedDelta, "'mlp.weight' is encoded in a way that version 1 does not have")
+def version1_with_bands() -> bytes:
+    """Factors for which version 1 has no stream."""
+    manifest, streams = sample_version1()
+    manifest["tensors"]["mlp.weight"].update(bands=[{"rank": 1, "values": "bf16"}])
+    return assemble_version1(manifest, streams)
+
+
 @attack(DeltaTooLarge, "header has")
 def version1_huge_labels() -> bytes:
     """5,000 labels of a kilobyte: over the header's limit."""

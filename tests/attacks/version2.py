@@ -197,6 +197,51 @@ def flood_of_bands() -> bytes:
     return low_rank("mlp.weight", [{"rank": 1, "values": "fp32"}] * 100_000, shape=[64, 60], dtype="F32")
 
 
+@attack(MalformedDelta, "mlp.weight.sparse.bands.0.rank")
+def band_without_rank() -> bytes:
+    """Factors of no columns: a second spelling of none."""
+    return entry("mlp.weight", bands=[{"rank": 0, "values": "fp32"}])
+
+
+@attack(MalformedDelta, "mlp.weight.sparse: Value error, rank 4294967296")
+def huge_ranks_beside_kept_entries() -> bytes:
+    """Two bands of 2^31 columns under 200 kept entries."""
+    return entry("mlp.weight", bands=[{"rank": 2**31, "values": "fp32"}] * 2)
+
+
+@attack(WrongShape, "'mlp.weight'")
+def ranks_of_a_matrix_that_the_base_does_not_have() -> bytes:
+    """Legal for the shape that the file claims: 2^20 columns of factors."""
+    bands = [{"rank": 2**20, "values": "int8"}]
+    return entry("mlp.weight", shape=[2**20, 2**20], count=0, exceptions=None, bands=bands)
+
+
+@attack(MalformedDelta, "mlp.weight.sparse.bands")
+def flood_of_bands_beside_kept_entries() -> bytes:
+    """100,000 bands."""
+    return entry("mlp.weight", bands=[{"rank": 1, "values": "fp32"}] * 100_000)
+
+
+@attack(MalformedDelta, "odd.weight.sparse: Value error, rank 4")
+def rank_above_a_pruned_matrix() -> bytes:
+    """More columns of factors than the matrix has."""
+    return entry("odd.weight", bands=[{"rank": 4, "values": "fp32"}])
+
+
+@attack(MalformedDelta, "norm.weight.delta.bands")
+def bands_of_a_norm() -> bytes:
+    """Factors beside a difference that is stored whole: which one counts?"""
+    return entry("norm.weight", bands=[{"rank": 1, "values": "fp32"}])
+
+
+@attack(MalformedDelta, "unused lists")
+def bands_without_streams() -> bytes:
+    """Factors that the file does not hold."""
+    manifest, streams = sample()
+    manifest["tensors"]["mlp.weight"]["bands"] = [{"rank": 1, "values": "fp32"}]
+    return assemble(manifest, streams)
+
+
 @attack(WrongShape, "'mlp.weight' has statistics of 63 neurons")
 def statistics_of_another_size() -> bytes:
     """They would be read against the wrong rows."""

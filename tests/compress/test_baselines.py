@@ -138,8 +138,8 @@ def test_low_rank_files_can_be_read(
     assert matrices
     for matrix in matrices:
         tau = after[matrix] - before[matrix]
-        assert delta.vectors[matrix].shape == tau.shape
-        assert float((delta.vectors[matrix] - tau).norm()) < 0.7 * float(tau.norm())
+        assert delta.difference(matrix).shape == tau.shape
+        assert float((delta.difference(matrix) - tau).norm()) < 0.7 * float(tau.norm())
 
 
 def test_scaled_magnitude_takes_the_best_scale(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests import pico
 from tests.compress.problems import texts
+from tests.delta.hybrids import hybrid_delta
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from patchbay.backbone import Backbone
@@ -68,7 +69,7 @@ def logits(folder: Path, delta: Delta | None = None, problem: str | None = None)
 def _differences(delta: Delta | None) -> dict[str, torch.Tensor]:
     if delta is None:
         return {}
-    return {name: rows.to_dense() for name, rows in delta.matrices.items()} | dict(delta.vectors)
+    return {name: delta.difference(name) for name in {*delta.matrices, *delta.vectors, *delta.factors}}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,6 +117,18 @@ def test_divergence_is_the_mean_kl_of_a_classifier(
     expected = float((p.exp() * (p - q)).sum(-1).mean())
     assert expected > 1e-4
     assert judge_of(base, full, TEXTS).divergence(pruned) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "low_rank"])
+def test_candidates_may_have_factors(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path, kind: str
+) -> None:
+    base, tuned = model_folder("bert_classifier"), finetune_folder("bert_classifier", scale=0.1)
+    full = pico.delta(base, tuned, tmp_path / "full", density=1.0, values="fp32")
+    part = hybrid_delta(base, tmp_path / "part", {"bert.encoder.layer.0.output.dense.weight": kind})
+    p, q = (torch.log_softmax(logits(folder, delta), -1) for folder, delta in ((tuned, None), (base, part)))
+    expected = float((p.exp() * (p - q)).sum(-1).mean())
+    assert judge_of(base, full, TEXTS).divergence(part) == pytest.approx(expected, rel=1e-3)
 
 
 def test_divergence_is_the_mean_kl_over_the_tokens_of_answers(

@@ -42,7 +42,7 @@ def decoded(base: Path, file: Path) -> Delta:
 
 
 def dense(delta: Delta) -> dict[str, torch.Tensor]:
-    return {name: rows.to_dense() for name, rows in delta.matrices.items()} | dict(delta.vectors)
+    return {name: delta.difference(name) for name in {*delta.matrices, *delta.vectors, *delta.factors}}
 
 
 def by_formula(base: Path, files: Mapping[str, Path], lambdas: tuple[float, ...]) -> dict[str, torch.Tensor]:

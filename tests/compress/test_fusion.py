@@ -45,8 +45,11 @@ def task_vectors(draw: st.DrawFn) -> list[Fused]:
 
 
 def dense(task: PrunedTaskVector) -> dict[str, torch.Tensor]:
-    sparse = {name: rows.to_dense() for name, rows in task.matrices.items()}
-    return sparse | dict(task.vectors)
+    """Every difference as a whole."""
+    total = {name: rows.to_dense() for name, rows in task.matrices.items()} | dict(task.vectors)
+    for name, factors in task.factors.items():
+        total[name] = total.get(name, torch.zeros(factors.shape)) + factors.left @ factors.right.T
+    return total
 
 
 def by_formula(tasks: Sequence[PrunedTaskVector], weights: Sequence[float], scale: float) -> dict[str, torch.Tensor]:

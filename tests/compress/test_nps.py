@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.compress.problems import Tensors, flat, parts_of, problem_of, random_tensors, tensors
 
-from patchbay.compress.nps import SCALES, SampledNps, TopkNps
+from patchbay.compress.nps import TopkNps
 from patchbay.compress.options import Options, Scope
 from patchbay.compress.parts import SparsePart
 from patchbay.compress.prune import KeepLargest, num_kept
+from patchbay.compress.sampled_nps import SCALES, SampledNps
 
 GOLDEN = torch.tensor([0.5, -0.4, 0.3, -0.2, 0.1, 0.05, -0.02, 0.01])
 MATRICES = random_tensors(seed=6, a=(12, 10), b=(9, 9), c=(3, 2, 5))
@@ -158,14 +159,16 @@ def test_rule_keeps_the_budget_without_calibration_inputs(groups: int, ratio: fl
     problem = problem_of(MATRICES, ratio)
     method = SampledNps(problem, Options(groups=groups))
     method.tune(density)
-    assert len(method.weights) == groups
-    assert set(method.weights) <= {0.0, *SCALES}
+    assert method.choice is not None
+    weights = method.choice.weights
+    assert len(weights) == groups
+    assert set(weights) <= {0.0, *SCALES}
     pruner = method.pruner(density)
     parts = [pruner(name, MATRICES[name]) for name in sorted(MATRICES)]
     kept = sum(len(part.rows.positions) for part in parts if isinstance(part, SparsePart))
     assert kept == num_kept(density, 231)
     if groups == 8 and density == 0.04:
-        inside = sum(weight > 0 for weight in method.weights)
+        inside = sum(weight > 0 for weight in weights)
         assert inside == 8 if ratio == 0.001 else inside < 7
 
 
@@ -185,4 +188,4 @@ def test_params_say_what_was_found() -> None:
     assert method.params == {"support": "topk", "scope": "all", "w1": 1.5, "w2": 0.5}
     sampled = SampledNps(problem_of(MATRICES), Options(groups=1))
     sampled.tune(0.1)
-    assert sampled.params == {"support": "sampled", "columns": False, "w1": 1.0}
+    assert sampled.params == {"support": "sampled", "columns": False, "low_rank": 0.0, "w1": 1.0}

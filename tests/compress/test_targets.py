@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from tests.compress.problems import texts
 from patchbay.backbone import Backbone
 from patchbay.compress.calibration import Calibration, Judge
 from patchbay.compress.compress import Options, Report, compress
-from patchbay.compress.targets import _secant, density_of
+from patchbay.compress.targets import _secant
 from patchbay.delta import DeltaFile, read_delta
 from patchbay.errors import InvalidRecipe
 
@@ -106,7 +105,7 @@ def test_search_ends_within_the_size(fit: Callable[..., Report], support: str) -
     """Whatever weights it finds."""
     report = fit(INPUTS, support=support, target_size=9000, evaluations=12)
     assert 0.95 * 9000 <= report.num_bytes <= 9000
-    assert report.evaluations == 12
+    assert 10 <= report.evaluations <= 12
 
 
 def divergence(base: Path, tuned: Path, file: Path, out: Path) -> float:
@@ -224,21 +223,6 @@ def test_divergence_needs_calibration_inputs_and_a_reachable_bound(
             base, tuned, tmp_path / "d", Options(method="magnitude", scale=0.1, target_kl=1e-9), calibration=INPUTS
         )
     assert not (tmp_path / "d").exists()
-
-
-@given(st.floats(0, 1.58))
-def test_density_of_solves_its_equation(bits: float) -> None:
-    density = density_of(bits)
-    if density in (0.0, 1.0):
-        assert bits == pytest.approx(density * math.log2(3), abs=1e-3)
-        return
-    entropy = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
-    assert entropy + density == pytest.approx(bits, abs=1e-6)
-
-
-def test_density_of_its_ends() -> None:
-    assert density_of(0.0) == pytest.approx(0.0, abs=1e-12)
-    assert density_of(1.585) == density_of(40.0) == 1.0
 
 
 def test_fitted_file_is_whole(fit: Callable[..., Report], model_folder: ModelFolder, tmp_path: Path) -> None:

@@ -23,14 +23,17 @@ INPUTS = Calibration(TEXTS)
 SCALES = (-0.5, 0.0, 0.5, 1.0, 1.5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["magnitude", "low_rank"])
 def classifier(
-    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    model_folder: ModelFolder,
+    finetune_folder: ModelFolder,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A delta of a classifier with the base's labels, whose head is a matrix like any other."""
     out = tmp_path_factory.mktemp("delta") / "d"
     tuned = finetune_folder("bert_classifier", scale=0.1)
-    return pico.delta_file(model_folder("bert_classifier"), tuned, out, density=0.5)
+    return pico.delta_file(model_folder("bert_classifier"), tuned, out, method=request.param, density=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,7 @@ def materialised(base: Path, delta: Delta, scale: float, out: Path) -> Path:
     """W0 + scale * D as a model folder of the base's kind."""
 
     def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        differences = {name: rows.to_dense() for name, rows in delta.matrices.items()} | dict(delta.vectors)
-        return {name: t + scale * differences[name] if name in differences else t for name, t in tensors.items()}
+        return {name: t + scale * delta.difference(name) if name in delta else t for name, t in tensors.items()}
 
     return pico.rewrite(base, out / f"at{scale}", moved)
 

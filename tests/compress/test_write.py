@@ -19,8 +19,8 @@ from patchbay.architecture import Architecture, Kind, TensorSpec
 from patchbay.checkpoint import Checkpoint, raw_bytes
 from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Options, compress
-from patchbay.compress.nps import SampledNps
 from patchbay.compress.reconstruct import reconstruct
+from patchbay.compress.sampled_nps import Choice, SampledNps
 from patchbay.compress.statistics import neuron_statistics
 from patchbay.compress.write import TINY, Writer, as_stored, is_prunable, whole_part
 from patchbay.delta import Delta, DeltaFile, read_delta
@@ -38,10 +38,6 @@ METHODS: list[dict[str, Any]] = [
     {"method": "low_rank"},
 ]
 MATRIX = "model.layers.0.mlp.up_proj.weight"
-
-
-def stored(delta: Delta, name: str) -> torch.Tensor:
-    return delta.matrices[name].to_dense() if name in delta.matrices else delta.vectors[name]
 
 
 def loaded(base: Path, file: Path) -> Delta:
@@ -75,7 +71,7 @@ def test_exceptions_are_where_rounding_does_not_reach(llama: Path, llama_tuned: 
     delta = pico.delta(llama, llama_tuned, tmp_path / "d", density=0.3, values="bf16", exact=True)
     before, after = pico.weights(llama), pico.weights(llama_tuned)
     for name in before:
-        wrong = torch.nonzero(((before[name] + stored(delta, name)) != after[name]).flatten()).flatten()
+        wrong = torch.nonzero(((before[name] + delta.difference(name)) != after[name]).flatten()).flatten()
         if not len(wrong):
             assert name not in delta.exceptions
             continue
@@ -113,7 +109,7 @@ def test_statistics_can_be_left_out(llama: Path, llama_tuned: Path, tmp_path: Pa
     assert (bool(whole.neurons), without.neurons) == (True, {})
     assert DeltaFile.open(tmp_path / "b").itemised()["statistics"] == 0
     assert (tmp_path / "b").stat().st_size < (tmp_path / "a").stat().st_size
-    assert all(torch.equal(rows.to_dense(), stored(without, name)) for name, rows in whole.matrices.items())
+    assert all(torch.equal(rows.to_dense(), without.difference(name)) for name, rows in whole.matrices.items())
 
 
 def test_statistics_of_silent_neurons() -> None:
@@ -193,14 +189,15 @@ def test_scales_of_columns_are_written(
     matrices = {n: vector[n] for n in vector if is_prunable(vector.specs[n])}
     linear = {n: vector.specs[n].neuron_axis or 0 for n in matrices if vector.specs[n].kind is not Kind.EMBEDDING}
     columns = {n: (2 ** (torch.arange(matrices[n].shape[1 - a]) % 5 / 4)).unsqueeze(a) for n, a in linear.items()}
-    method = SampledNps(problem_of(matrices), options, weights=(1.0,), columns=columns)
+    method = SampledNps(problem_of(matrices), options, choice=Choice(1, 1.0, (1.0,), columns=True))
+    vars(method._mixture)["_columns"] = columns  # which it would weigh on calibration inputs
     Writer(vector, Checkpoint.open(tuned), options).write(method, 0.1, tmp_path / "d")
     found, pruner = loaded(base, tmp_path / "d"), method.pruner(0.1)
     used = {entry.values for entry in found.manifest.tensors.values() if entry.kind == "sparse"}
     assert ("sign_row" if name == "gpt2" else "sign_column_log") in used
     for matrix in sorted(matrices):
         part = pruner(matrix, matrices[matrix])
-        torch.testing.assert_close(stored(found, matrix), part.rows.to_dense(), rtol=2**-7, atol=0)  # type: ignore[union-attr]
+        torch.testing.assert_close(found.difference(matrix), part.rows.to_dense(), rtol=2**-7, atol=0)  # type: ignore[union-attr]
 
 
 def with_new_words(base: Path, out: Path) -> Path:
@@ -249,8 +246,8 @@ def test_adapters_are_fine_tunes(llama: Path, tmp_path: Path, options: dict[str,
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     report = compress(llama, adapter, tmp_path / "d", Options(method="low_rank", density=1.0, **options))
     delta = loaded(llama, tmp_path / "d")
-    assert set(delta.vectors) == {MATRIX}
-    assert float((delta.vectors[MATRIX] - 2 * b @ a).norm()) < 0.01 * float((b @ a).norm())
+    assert (set(delta.factors), delta.matrices, delta.vectors) == ({MATRIX}, {}, {})
+    assert float((delta.difference(MATRIX) - 2 * b @ a).norm()) < 0.01 * float((b @ a).norm())
     assert bool(delta.exceptions) is options["exact"]
     assert report.density == 1.0
     assert not math.isnan(report.relative_error)

@@ -67,6 +67,19 @@ def sample_streams() -> Streams:
     return streams
 
 
+def factored_streams() -> Streams:
+    """The sample with a tensor stored as factors, and factors under the kept entries of another."""
+    streams = sample_streams()
+    streams.add_factors("mlp.weight", [(*factors(64, 60, 2), "int8"), (*factors(64, 60, 1, 1), "fp32")])
+    streams.add_low_rank("untouched.weight", [(*factors(8, 8, 3, 2), "bf16")], torch.float32)
+    return streams
+
+
+def factors(rows: int, columns: int, rank: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, rank, generator=generator) * 1e-2, torch.randn(columns, rank, generator=generator) * 1e-2
+
+
 def manifest_fields(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that `write_delta` is given, as plain JSON values except for the entries."""
     return {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.delta.samples import FINGERPRINT, SPECS, sample, spec
+from tests.delta.samples import FINGERPRINT, SPECS, factored_streams, parts, sample, spec
 
 from patchbay.architecture import TensorSpec
 from patchbay.delta import Exceptions, Manifest, SparseRows
@@ -205,3 +205,69 @@ def test_a_damaged_stream_names_its_tensor(stream: Stream) -> None:
         decode(manifest(), {**sample()[1], stream: b""}.__getitem__)
     assert caught.value.param == stream.name
     assert repr(stream.name) in caught.value.message
+
+
+def with_factors(left: float, right: float, kept: float | None) -> tuple[dict[str, Any], dict[Stream, bytes]]:
+    """[1, 1] with two columns of factors, and one kept entry beside them."""
+    streams = Streams()
+    band = (torch.full((2, 2), left), torch.full((2, 2), right), "fp32")
+    if kept is None:
+        streams.add_low_rank("w", [band], torch.float32)
+    else:
+        streams.add_sparse("w", SparseRows((2, 2), torch.tensor([3]), torch.tensor([kept])), "fp32", torch.float32)
+        streams.add_factors("w", [band])
+    entries, data = streams.finish()
+    return dict(entries), data
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "kept", "fits"),
+    [
+        (9e18, 9e18, None, True),  # 1.62e38 of 2^127 = 1.7e38
+        (1e19, 1e19, None, False),  # 2e38 are finite: sums that are rounded up might not be
+        (1.4e19, 1.4e19, None, False),  # each product is finite, their sum is not
+        (-1.4e19, 1.4e19, None, False),
+        (3e38, 3e38, None, False),
+        (3e38, 1e-38, None, True),
+        (5e18, 5e18, 1e38, True),
+        (1e19, 1e19, 2e38, False),
+        (1e19, 1e19, -2e38, False),  # which would not reach infinity: the bound is of magnitudes
+        (0.0, 0.0, 1.6e38, True),
+        (float("nan"), 0.0, None, False),
+        (0.0, float("nan"), 1.0, False),
+        (float("inf"), 0.0, 1.0, False),
+        (0.0, 0.0, float("nan"), False),
+        (0.0, 0.0, float("inf"), False),
+    ],
+)
+def test_factors_are_finite_where_their_product_cannot_overflow(
+    left: float, right: float, kept: float | None, fits: bool
+) -> None:
+    entries, data = with_factors(left, right, kept)
+    if fits:
+        assert torch.isfinite(decode(manifest(entries), data.__getitem__).difference("w")).all()
+        return
+    for finite in (True, False):  # which is about exceptions alone
+        with pytest.raises(NonFiniteValue, match="'w'"):
+            decode(manifest(entries), data.__getitem__, finite=finite)
+
+
+def test_kept_entries_may_be_none_over_factors() -> None:
+    streams = Streams()
+    nothing = SparseRows((2, 2), torch.empty(0, dtype=torch.int32), torch.empty(0))
+    streams.add_sparse("w", nothing, "int8", torch.float32)
+    factors = streams.add_factors("w", [(torch.ones(2, 1), torch.ones(2, 1), "fp32")])
+    entries, data = streams.finish()
+    seen = decode(manifest(dict(entries)), data.__getitem__)
+    assert torch.equal(seen.difference("w"), factors.to_dense())
+
+
+@pytest.mark.parametrize("kind", ["scales", "values"])
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_damaged_factor_names_its_tensor(kind: str, part: int) -> None:
+    manifest_fields, data = parts(factored_streams())
+    made = Manifest.model_validate({**manifest_fields, "payload_sha256": f"sha256:{'0' * 64}"}, strict=False)
+    assert len(data[Stream(kind, "mlp.weight", part)]) > 1
+    with pytest.raises(MalformedDelta, match="'mlp.weight'") as caught:
+        decode(made, {**data, Stream(kind, "mlp.weight", part): b"\1"}.__getitem__)
+    assert caught.value.param == "mlp.weight"

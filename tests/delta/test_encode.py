@@ -180,34 +180,6 @@ def test_all_entries_take_no_bytes() -> None:
 
 
 @LAW
-@given(
-    st.integers(1, 30),
-    st.integers(1, 30),
-    st.lists(
-        st.tuples(st.integers(1, 4), st.sampled_from(["fp32", "bf16", "int8", "int4", "sign_column"])), min_size=1
-    ),
-    st.integers(0, 2**32),
-)
-def test_what_add_low_rank_returns_is_what_a_reader_sees(
-    rows: int, columns: int, listed: list[tuple[int, str]], seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    bands = []
-    for rank, encoding in listed[:8]:
-        if rank + sum(left.shape[1] for left, *_ in bands) <= min(rows, columns):
-            factors = (torch.randn(side, rank, generator=generator) for side in (rows, columns))
-            bands.append((*factors, encoding))
-    if not bands:
-        return
-    streams = Streams()
-    returned = streams.add_low_rank("w", bands, torch.bfloat16)
-    assert_same(read_back(streams).vectors, {"w": returned})
-    exact = sum((left.double() @ right.double().T for left, right, _ in bands), torch.zeros(()))
-    worst = max({"fp32": 1e-6, "bf16": 2**-7, "int8": 0.02}.get(encoding, 10) for *_, encoding in bands)
-    assert float((returned.double() - exact).abs().max()) <= worst * len(bands) * 60
-
-
-@LAW
 @given(st.lists(st.tuples(st.floats(0, 1e6, width=32), st.floats(-1, 1, width=32)), min_size=1, max_size=60))
 def test_statistics_come_back_on_their_grids(listed: list[tuple[float, float]]) -> None:
     energy, cosine = torch.tensor(listed, dtype=torch.float32).T

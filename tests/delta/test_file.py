@@ -43,6 +43,11 @@ def assert_equal(left: Delta, right: Delta) -> None:
             {n: getattr(rows, field) for n, rows in left.matrices.items()},
             {n: getattr(rows, field) for n, rows in right.matrices.items()},
         )
+    for factor in ("left", "right"):
+        assert_same(
+            {n: getattr(factors, factor) for n, factors in left.factors.items()},
+            {n: getattr(factors, factor) for n, factors in right.factors.items()},
+        )
     assert_same({n: e.bits for n, e in left.exceptions.items()}, {n: e.bits for n, e in right.exceptions.items()})
 
 

@@ -8,7 +8,7 @@ from tests.delta.samples import sample
 
 from patchbay.delta import Manifest
 from patchbay.delta.codecs import POSITIONS, VALUES
-from patchbay.delta.manifest import DTYPES, MAX_DIM, MAX_NUMEL, MAX_RANK, MAX_TENSORS, LowRank, numel
+from patchbay.delta.manifest import DTYPES, MAX_DIM, MAX_NUMEL, MAX_RANK, MAX_TENSORS, LowRank, Sparse, numel
 from patchbay.errors import MalformedDelta
 
 DIGEST = f"sha256:{'0' * 64}"
@@ -106,6 +106,15 @@ def test_required_fields_are_named_when_missing(name: str) -> None:
         ({"tensors": low_rank((3, "int8"), (2, "bf16"))}, "tensors.w.low_rank"),
         ({"tensors": low_rank((1, "int8"), shape=[20])}, "tensors.w.low_rank"),
         ({"tensors": low_rank(*[(1, "int8")] * 9, shape=[20, 20])}, "tensors.w.low_rank.bands"),
+        ({"tensors": tensor(bands=[{"rank": 0, "values": "int8"}])}, "tensors.w.sparse.bands.0.rank"),
+        ({"tensors": tensor(bands=[{"rank": MAX_DIM + 1, "values": "int8"}])}, "tensors.w.sparse.bands.0.rank"),
+        ({"tensors": tensor(bands=[{"rank": 1, "values": "raw"}])}, "tensors.w.sparse.bands.0.values"),
+        ({"tensors": tensor(bands=[{"rank": 5, "values": "int8"}])}, "tensors.w.sparse"),
+        ({"tensors": tensor(bands=[{"rank": 2, "values": "int8"}, {"rank": 3, "values": "bf16"}])}, "tensors.w.sparse"),
+        ({"tensors": tensor(shape=[20], bands=[{"rank": 1, "values": "int8"}])}, "tensors.w.sparse"),
+        ({"tensors": tensor(shape=[3, 0], count=0, bands=[{"rank": 1, "values": "int8"}])}, "tensors.w.sparse"),
+        ({"tensors": tensor(shape=[20, 20], bands=[{"rank": 1, "values": "int8"}] * 9)}, "tensors.w.sparse.bands"),
+        ({"tensors": tensor(bands=None)}, "tensors.w.sparse.bands"),
         ({"tensors": tensor(positions="seed")}, "tensors.w.sparse.positions"),
         ({"tensors": tensor(values="int3")}, "tensors.w.sparse.values"),
         ({"tensors": {f"t{i}": tensor()["w"] for i in range(MAX_TENSORS + 1)}}, "tensors"),
@@ -142,6 +151,16 @@ def test_bands_of_a_low_rank_difference() -> None:
     assert isinstance(entry, LowRank)
     assert [(band.rank, band.values) for band in entry.bands] == [(3, "int8"), (1, "bf16")]
     assert parse(tensors=low_rank((4, "fp32"), shape=[4, 1, 5])).tensors["w"].shape == (4, 1, 5)
+
+
+def test_bands_beside_kept_entries() -> None:
+    entry = parse(tensors=tensor(bands=[{"rank": 3, "values": "int8"}, {"rank": 1, "values": "bf16"}])).tensors["w"]
+    assert isinstance(entry, Sparse)
+    assert [(band.rank, band.values) for band in entry.bands] == [(3, "int8"), (1, "bf16")]
+    assert parse(tensors=tensor(count=0, shape=[4, 1, 5], bands=[{"rank": 4, "values": "fp32"}])).num_kept == 0
+    plain = parse(tensors=tensor())
+    assert isinstance(plain.tensors["w"], Sparse) and plain.tensors["w"].bands == ()
+    assert "bands" not in json.loads(plain.to_json())["tensors"]["w"]
 
 
 def test_every_encoding_and_dtype_is_accepted() -> None:

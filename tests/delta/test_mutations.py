@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from tests.delta.samples import (
     Parts,
     assemble,
     assemble_version1,
+    factored_streams,
+    parts,
     replaced,
-    sample,
+    sample_streams,
     sample_version1,
 )
 from tests.delta.test_file import assert_equal, write_sample
 
 from patchbay.delta import DeltaFile, read_delta
+from patchbay.delta.encode import Streams
 from patchbay.delta.streams import Stream
 from patchbay.errors import DeltaError
 
@@ -82,11 +85,14 @@ def test_a_mutated_header_is_refused_or_means_the_same_tensors(original: Path, t
     assert bool(loaded) == (version == 1)
 
 
-def test_mutated_streams_under_a_matching_hash_are_refused_or_decode(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [sample_streams, factored_streams])
+def test_mutated_streams_under_a_matching_hash_are_refused_or_decode(
+    tmp_path: Path, make: Callable[[], Streams]
+) -> None:
     """What an attacker sends: the hash holds, so only the decoder's own checks are left."""
-    generator, path = random.Random(4), tmp_path / "mutated"
+    generator, path, (fields, streams) = random.Random(4), tmp_path / "mutated", parts(make())
     for _ in range(MUTATIONS):
-        manifest, streams = sample()
+        manifest = {**fields, "unused": list(fields["unused"])}
         stream = generator.choice(sorted(streams))
         path.write_bytes(assemble(*mutated_stream(manifest, streams, stream, generator)))
         try:
@@ -94,9 +100,9 @@ def test_mutated_streams_under_a_matching_hash_are_refused_or_decode(tmp_path: P
         except DeltaError as error:
             assert error.param
             continue
-        for rows in delta.matrices.values():
-            assert rows.positions.diff().gt(0).all()
-            assert torch.isfinite(rows.to_dense()).all()
+        assert all(rows.positions.diff().gt(0).all() for rows in delta.matrices.values())
+        for name in (*delta.matrices, *delta.factors):
+            assert torch.isfinite(delta.difference(name)).all()
 
 
 def mutated_stream(

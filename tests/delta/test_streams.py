@@ -65,6 +65,25 @@ def test_a_low_rank_difference_has_a_stream_a_factor() -> None:
     }
 
 
+@pytest.mark.parametrize("companion", [{}, {"own": {"count": 3, "positions": "bitmask"}}, {"multiples": 3}])
+def test_factors_beside_kept_values_are_parts_from_1(companion: dict[str, Any]) -> None:
+    bands = [{"rank": 2, "values": "bf16"}, {"rank": 1, "values": "int8"}]
+    entry = {"kind": "sparse", "shape": [6, 5], "dtype": "F32", "count": 9, "positions": "gap", "values": "sign_row"}
+    both = stream_bounds(manifest(tensors={"w": {**entry, **companion, "bands": bands}}, unused=[]))
+    alone = stream_bounds(manifest(tensors={"w": {**entry, **companion}}, unused=[]))
+    factors = {
+        Stream("scales", "w", 3): 12,
+        Stream("scales", "w", 4): 12,
+        Stream("values", "w", 1): 2 * 6 * 2,
+        Stream("values", "w", 2): 2 * 5 * 2,
+        Stream("values", "w", 3): 6,
+        Stream("values", "w", 4): 5,
+    }
+    assert both == {**alone, **factors}
+    assert list(both) == sorted(both, key=lambda stream: (KINDS.index(stream.kind), stream.part))
+    assert {stream.part for stream in alone} == {0}
+
+
 @pytest.mark.parametrize("change", [lambda unused: unused[:-1], lambda unused: [*unused, 0], lambda unused: []])
 def test_unused_lists_every_stream(change: Any) -> None:
     with pytest.raises(MalformedDelta, match="unused lists"):

@@ -68,6 +68,8 @@ WHOLE = (  # differences stored whole, in other encodings than floats
     ("whole.sign_column_log", (6, 50), "sign_column_log"),
 )
 BANDS = ((3, "bf16"), (2, "int8"), (4, "int4"))
+HYBRID = ("hybrid", (20, 30), 9, "int8")  # kept entries over a low-rank difference
+HYBRID_BANDS = ((2, "bf16"), (3, "int4"))
 OWN = ("gap.sign_row", "bitmask.sign_row", "gap.sign_tensor")
 SPECS: Mapping[str, TensorSpec] = {
     s.name: s
@@ -80,6 +82,7 @@ SPECS: Mapping[str, TensorSpec] = {
         spec("head.weight", (2, 4), is_head=True),
         *(spec(name, shape) for name, shape, *_ in (*SPARSE_2, *MULTIPLES, SEEDED, *WHOLE)),
         spec("low_rank", (30, 20), "BF16"),
+        spec("hybrid", (20, 30), "BF16"),
         spec("grown.weight", (7, 3), "F16"),
     )
 }
@@ -130,13 +133,20 @@ def add_what_version_2_brought(streams: Streams) -> None:
     for name, whole, values in WHOLE:
         difference = numbers(torch.Size(whole).numel()).reshape(whole)
         streams.add_whole(name, difference, values, torch.float32)
-    bands = [(numbers(30 * rank).reshape(30, rank), numbers(20 * rank).reshape(20, rank), v) for rank, v in BANDS]
-    streams.add_low_rank("low_rank", bands, torch.bfloat16)
+    streams.add_low_rank("low_rank", [band(30, 20, *each) for each in BANDS], torch.bfloat16)
+    name, shape, every, values = HYBRID
+    positions = torch.arange(shape[0] * shape[1], dtype=torch.int32)[::every]
+    streams.add_sparse(name, SparseRows(shape, positions, numbers(len(positions))), values, torch.bfloat16)
+    streams.add_factors(name, [band(*shape, *each) for each in HYBRID_BANDS])
     streams.add_neurons("low_rank", numbers(30).abs(), (torch.arange(30) - 14) / 15)
     streams.add_neurons("gap.int4", numbers(40).relu(), torch.linspace(-1, 1, 40))
     nothing = SparseRows((7, 3), torch.empty(0, dtype=torch.int32), torch.empty(0))
     streams.add_sparse("grown.weight", nothing, "bf16", torch.float16)
     streams.add_appended("grown.weight", numbers(6).reshape(2, 3).to(torch.float16))
+
+
+def band(rows: int, columns: int, rank: int, values: str) -> tuple[torch.Tensor, torch.Tensor, str]:
+    return numbers(rows * rank).reshape(rows, rank), numbers(columns * rank).reshape(columns, rank), values
 
 
 def manifest(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,12 +171,15 @@ def manifest(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(delta: Delta) -> dict[str, torch.Tensor]:
-    """All decoded tensors under one name each."""
+    """All decoded tensors under one name each; what has factors as its whole difference, too."""
     tensors = {f"vectors.{name}": tensor for name, tensor in delta.vectors.items()}
     tensors |= {f"added.{name}": tensor for name, tensor in delta.added.items()}
     tensors |= {f"copied.{name}": tensor for name, tensor in delta.copied.items()}
     for name, rows in delta.matrices.items():
         tensors |= {f"matrices.{name}.positions": rows.positions, f"matrices.{name}.values": rows.values}
+    for name, factors in delta.factors.items():
+        tensors |= {f"factors.{name}.left": factors.left, f"factors.{name}.right": factors.right}
+        tensors |= {f"differences.{name}": delta.difference(name)}
     for name, listed in delta.exceptions.items():
         tensors |= {f"exceptions.{name}.positions": listed.positions, f"exceptions.{name}.bits": listed.bits}
     for name, neurons in delta.neurons.items():

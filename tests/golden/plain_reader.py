@@ -81,11 +81,12 @@ class PlainReader:
         everywhere = list(range(math.prod(entry["shape"])))
         return values(self.stream(scales, name) + self.stream(codes, name), entry["values"], everywhere, entry["shape"])
 
-    def low_rank(self, name: str) -> list[float]:
+    def factored(self, name: str) -> list[float]:
+        """The whole difference of a `low_rank` tensor, or of a `sparse` one with bands."""
         entry = self.manifest["tensors"][name]
         rows, columns = entry["shape"]
-        total = np.zeros((rows, columns), np.float32)
-        for band, at in zip(entry["bands"], range(0, 99, 2), strict=False):
+        total, first = np.zeros((rows, columns), np.float32), 1 if entry["kind"] == "sparse" else 0
+        for band, at in zip(entry["bands"], range(first, 99, 2), strict=False):
             factors = []
             for part, side in ((at, rows), (at + 1, columns)):
                 shape = [side, band["rank"]]
@@ -96,6 +97,8 @@ class PlainReader:
                 for row in range(rows):
                     for column in range(columns):
                         total[row, column] += factors[0][row, k] * factors[1][column, k]
+        for position, value in self.sparse(name) if entry["kind"] == "sparse" else ():
+            total[position // columns, position % columns] += np.float32(value)
         return [float(value) for value in total.reshape(-1)]
 
     def raw(self, kind: str, name: str) -> bytes:
@@ -158,16 +161,16 @@ def streams(entry: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
         if "own" in entry:
             yield "own_positions", 0, most_positions(entry["own"], total)
             yield "own_values", 0, 2 * entry["own"]["count"]
-    elif entry["kind"] == "delta":
+    if "bands" in entry:
+        sides = shape[0], math.prod(shape[1:])
+        for number in range(2 * len(entry["bands"])):
+            band, side = entry["bands"][number // 2], sides[number % 2]
+            factor, part = [side, band["rank"]], number + (entry["kind"] == "sparse")
+            yield from value_streams("scales", "values", band["values"], math.prod(factor), factor, part)
+    if entry["kind"] == "delta":
         kinds = ("vector_scales", "vectors") if len(shape) < 2 else ("scales", "values")
         yield from value_streams(*kinds, entry["values"], total, shape)
-    elif entry["kind"] == "low_rank":
-        sides = shape[0], math.prod(shape[1:])
-        for part in range(2 * len(entry["bands"])):
-            band, side = entry["bands"][part // 2], sides[part % 2]
-            factor = [side, band["rank"]]
-            yield from value_streams("scales", "values", band["values"], math.prod(factor), factor, part)
-    else:
+    elif entry["kind"] in ("lossless", "added", "copied"):
         yield entry["kind"], 0, total * width
     if "exceptions" in entry:
         yield "exception_positions", 0, most_positions(entry["exceptions"], total)

@@ -87,6 +87,7 @@ def test_it_uses_every_kind_and_encoding() -> None:
     assert {entry.kind for entry in dense} == {"delta", "added", "copied"}
     assert {entry.values for entry in dense} > {"fp32", "bf16", "raw", "int8", "int4", "sign_row"}
     assert [len(entry.bands) for entry in entries if isinstance(entry, LowRank)] == [3]
+    assert [len(entry.bands) for entry in sparse if entry.bands] == [2]
     assert {e.exceptions.positions for e in entries if e.exceptions} == {"gap", "bitmask"}
     assert any(entry.own for entry in sparse)
     assert {entry.multiples for entry in sparse} == {1, 3, 20, 300}
@@ -115,11 +116,12 @@ def test_a_decoder_written_from_the_specification_reads_the_same(file: Path, exp
             listed = list(reader.sparse(name))
             assert [p for p, _ in listed] == expected[f"matrices.{name}.positions"].tolist()
             assert [v for _, v in listed] == expected[f"matrices.{name}.values"].tolist(), name
-        elif entry["kind"] in ("delta", "low_rank"):
-            whole = reader.whole(name) if entry["kind"] == "delta" else reader.low_rank(name)
-            assert whole == expected[f"vectors.{name}"].reshape(-1).tolist(), name
-        else:
+        elif entry["kind"] == "delta":
+            assert reader.whole(name) == expected[f"vectors.{name}"].reshape(-1).tolist(), name
+        elif entry["kind"] != "low_rank":
             assert reader.raw(entry["kind"], name) == bits(expected[f"{entry['kind']}.{name}"]), name
+        if "bands" in entry:
+            assert reader.factored(name) == expected[f"differences.{name}"].reshape(-1).tolist(), name
         if "exceptions" in entry:
             positions, raw = reader.exceptions(name)
             assert positions == expected[f"exceptions.{name}.positions"].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import pico
+from tests.delta.hybrids import KINDS, hybrid_delta
 
 from patchbay.delta import Delta
 from patchbay.errors import InvalidRecipe, UnknownMethod
@@ -32,16 +34,13 @@ def deltas(llama: Path, finetune_folder: ModelFolder, tmp_path_factory: pytest.T
     return [*whole, pico.delta(llama, finetune_folder("llama", seed=3), folder / "3", density=0.05)]
 
 
-def dense(delta: Delta, name: str) -> torch.Tensor:
-    return delta.matrices[name].to_dense() if name in delta.matrices else delta.vectors[name]
-
-
 def merged(plan: MergePlan, deltas: list[Delta], base: Tensors) -> Tensors:
     """The model that a plan of the linear methods stands for."""
     result = dict(base)
     for name, matrix in plan.matrices.items():
-        parts = zip(matrix.coefficients[:, 0], deltas, strict=True)
-        result[name] = matrix.base_scale * base[name] + sum(c * dense(delta, name) for c, delta in parts)
+        pairs = zip(matrix.coefficients[:, 0], deltas, strict=True)
+        parts = [(c, delta) for c, delta in pairs if name in delta]
+        result[name] = matrix.base_scale * base[name] + sum(c * delta.difference(name) for c, delta in parts)
     return result | {name: base[name] + vector for name, vector in plan.vectors.items()}
 
 
@@ -111,6 +110,37 @@ def test_deltas_of_different_tensors_are_united(llama: Path, tmp_path: Path) -> 
     assert plan.matrices[names[1]].coefficients.flatten().tolist() == [1.0, 2.0, 3.0]
     assert set(plan.vectors) == {names[0], names[2]}
     torch.testing.assert_close(plan.vectors[names[2]], torch.full((pico.HIDDEN,), 1.5))
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "low_rank"])
+@pytest.mark.parametrize("weights", [[1.0], [0.5], [1.0, 1.0]])
+def test_what_has_factors_is_a_matrix(llama: Path, tmp_path: Path, kind: str, weights: list[float]) -> None:
+    """So that its neurons can have coefficients of their own; nothing is multiplied out for the plan."""
+    kinds = {UP: kind, "model.norm.weight": "whole"}
+    parts = [hybrid_delta(llama, tmp_path / f"{n}", kinds, seed=n) for n, _ in enumerate(weights)]
+    plan = pico.plan(parts, weights)
+    assert (list(plan.matrices), list(plan.vectors)) == ([UP], ["model.norm.weight"])
+    assert plan.matrices[UP].coefficients.tolist() == [[weight] for weight in weights]
+    assert plan.num_bytes == 4 * (1 + len(weights)) + plan.vectors["model.norm.weight"].nbytes
+    assert plan.exact is (weights == [1.0])
+
+
+@pytest.mark.parametrize("kinds", list(permutations(KINDS, 2)), ids="-".join)
+def test_a_tensor_is_a_matrix_for_all_where_it_is_for_one(llama: Path, tmp_path: Path, kinds: tuple[str, str]) -> None:
+    stored = [{UP: kinds[0]}, {UP: kinds[1], DOWN: kinds[1]}]
+    parts = [hybrid_delta(llama, tmp_path / f"{n}", each, seed=n) for n, each in enumerate(stored)]
+    plan, base = pico.plan(parts, [0.25, -2.0]), pico.weights(llama)
+    assert not plan.matrices.keys() & plan.vectors.keys()
+    assert set(plan.matrices) == {UP} | ({DOWN} if kinds[1] != "whole" else set())
+    expected = base | {
+        UP: base[UP] + 0.25 * parts[0].difference(UP) - 2 * parts[1].difference(UP),
+        DOWN: base[DOWN] - 2 * parts[1].difference(DOWN),
+    }
+    check_close(merged(plan, parts, base), expected)
 
 
 @pytest.mark.parametrize(

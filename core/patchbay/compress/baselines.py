@@ -36,6 +36,9 @@ class Magnitude:
     def __post_init__(self) -> None:
         self.scale = self.options.scale
 
+    def choose(self, density: float) -> None:
+        """Nothing to choose."""
+
     def tune(self, density: float) -> None:
         """Nothing to tune."""
 
@@ -79,6 +82,9 @@ class _Untuned:
     problem: Problem
     options: Options
     distils: Distils = "nothing"
+
+    def choose(self, density: float) -> None:
+        """Nothing to choose."""
 
     def tune(self, density: float) -> None:
         """Nothing to tune."""

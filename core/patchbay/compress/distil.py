@@ -35,10 +35,12 @@ class Distilled:
 
 @dataclass
 class _Variable:
-    """A tensor of the model as `base + scale * difference` at `positions` (None: everywhere). Either is tuned."""
+    """A tensor of the model as `base + scale * difference` at `positions`, whose scale is tuned; or, where there are
+    none, as `base + difference`, which is tuned itself.
+    """
 
     resident: torch.Tensor
-    positions: torch.Tensor | None
+    positions: torch.Tensor | slice | None
     base: torch.Tensor
     difference: torch.Tensor
     value: torch.Tensor  # what Adam moves: the difference itself, or one scale
@@ -120,7 +122,7 @@ def _variables(problem: Problem, judge: Judge, parts: Mapping[str, Part], vector
         resident = places[name]
         if resident is not None:
             positions, difference = _entries(part)
-            base = resident.detach().view(-1)[positions].float()
+            base = resident.detach().view(-1)[positions].to(torch.float32, copy=True)
             tuned[name] = _Variable(resident, positions, base, difference, torch.ones(1))
     for name, difference in problem.whole.items() if vectors else ():
         resident = places[name]
@@ -130,11 +132,11 @@ def _variables(problem: Problem, judge: Judge, parts: Mapping[str, Part], vector
     return tuned
 
 
-def _entries(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-    if isinstance(part, SparsePart):
+def _entries(part: Part) -> tuple[torch.Tensor | slice, torch.Tensor]:
+    if isinstance(part, SparsePart) and not part.bands:
         return part.rows.positions.long(), part.rows.values
     dense = part.difference if isinstance(part, DensePart) else part.to_dense()
-    return torch.arange(dense.numel()), dense.reshape(-1)
+    return slice(None), dense.reshape(-1)
 
 
 @contextmanager

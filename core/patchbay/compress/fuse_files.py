@@ -21,7 +21,7 @@ from patchbay.compress.fusion import Fused, fuse, search_lambdas
 from patchbay.compress.parts import Progress
 from patchbay.compress.search import Evaluation, SearchResult
 from patchbay.compress.statistics import Norms
-from patchbay.delta import Delta, DeltaFile, read_delta, write_delta
+from patchbay.delta import Delta, DeltaFile, Factors, SparseRows, read_delta, write_delta
 from patchbay.delta.encode import Streams
 from patchbay.delta.manifest import DTYPES, Base, Compression, Manifest, Provenance
 from patchbay.errors import InvalidRecipe
@@ -131,7 +131,15 @@ def _search(
 
 def _candidate(task: Delta, fused: Fused, copied: Mapping[str, torch.Tensor]) -> Delta:
     """The fused model as one task asks it: with the task's own head and vocabulary."""
-    return replace(task, matrices=fused.matrices, vectors=fused.vectors, copied=copied, exceptions={}, neurons={})
+    return replace(
+        task,
+        matrices=fused.matrices,
+        vectors=fused.vectors,
+        factors=fused.factors,
+        copied=copied,
+        exceptions={},
+        neurons={},
+    )
 
 
 def _reporter(on_progress: Progress | None, budget: int) -> Callable[[Evaluation], None]:
@@ -202,15 +210,27 @@ def _write(
 def _add(streams: Streams, norms: Norms, fused: Fused, tasks: Sequence[Delta], missing: frozenset[str]) -> float:
     """The density: kept entries over all entries of the sparse matrices."""
     kept = total = 0
-    for name, rows in fused.matrices.items():
+    for name in sorted(fused.matrices.keys() | fused.factors.keys()):
         if name not in missing:
-            stored = streams.add_sparse(name, rows, VALUES, _dtype(name, tasks))
-            norms.add(rows.to_dense(), stored.to_dense())
-            kept, total = kept + len(rows.positions), total + rows.to_dense().numel()
+            rows, difference = fused.matrices.get(name), fused.difference(name)
+            norms.add(difference, _add_matrix(streams, name, rows, fused.factors.get(name), _dtype(name, tasks)))
+            kept, total = kept + (0 if rows is None else len(rows.positions)), total + difference.numel()
     for name, vector in fused.vectors.items():
         if name not in missing:
             norms.add(vector, streams.add_whole(name, vector, VALUES, _dtype(name, tasks)))
     return kept / max(1, total)
+
+
+def _add_matrix(
+    streams: Streams, name: str, rows: SparseRows | None, factors: Factors | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The difference as a reader sees it, dense."""
+    bands = [] if factors is None else [(factors.left, factors.right, VALUES)]
+    if rows is None:
+        assert factors is not None
+        return streams.add_low_rank(name, bands, dtype, factors.shape).to_dense()
+    stored = streams.add_sparse(name, rows, VALUES, dtype).to_dense()
+    return stored + streams.add_factors(name, bands).to_dense() if bands else stored
 
 
 def _dtype(name: str, tasks: Sequence[Delta]) -> torch.dtype:

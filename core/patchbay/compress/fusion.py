@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from patchbay.compress.search import DEFAULT_BOUNDS, Evaluation, Interval, Method, Point, SearchResult, maximise
-from patchbay.delta import SparseRows
+from patchbay.delta import Factors, SparseRows
 from patchbay.errors import InvalidRecipe, WrongShape
 
 
 class PrunedTaskVector(Protocol):
-    """Such as a `Delta`. Entries that are not stored, or stored as zero, are not kept."""
+    """Such as a `Delta`. Entries that are not stored, or stored as zero, are not kept; factors keep every entry."""
 
     @property
     def matrices(self) -> Mapping[str, SparseRows]: ...
@@ -26,19 +26,33 @@ class PrunedTaskVector(Protocol):
     @property
     def vectors(self) -> Mapping[str, torch.Tensor]: ...
 
+    @property
+    def factors(self) -> Mapping[str, Factors]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """`matrices` hold the union of the kept entries; `vectors` are dense fp32, as is what any task stores densely."""
+    """`matrices` hold the union of the kept entries; `vectors` are dense fp32, as is what any task stores densely;
+    `factors` those of all tasks side by side.
+    """
 
     matrices: Mapping[str, SparseRows]
     vectors: Mapping[str, torch.Tensor]
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+
+    def difference(self, name: str) -> torch.Tensor:
+        """One matrix's, dense."""
+        rows, factors = self.matrices.get(name), self.factors.get(name)
+        if factors is None:
+            return self.matrices[name].to_dense()
+        return factors.to_dense() if rows is None else factors.to_dense() + rows.to_dense()
 
 
 class Fusion:
     """Pruned task vectors with their kept entries aligned, which is the slow part, to be fused with many weights.
 
-    Memory is a position and a value for each kept entry of each task; matrices never become dense.
+    Memory is a position and a value for each kept entry of each task; matrices do not become dense, but where factors
+    are more than a matrix has ranks. What a tensor has as factors is fused apart from what it keeps beside them.
     Raises InvalidRecipe where there are no task vectors, WrongShape where two of them disagree about a tensor.
     """
 
@@ -46,8 +60,14 @@ class Fusion:
         if not tasks:
             raise InvalidRecipe("fusion needs at least one task vector", param="terms")
         self.num_tasks = len(tasks)
+        factored = {name: _factored(tasks, name) for name in sorted({name for task in tasks for name in task.factors})}
         dense = {name for task in tasks for name in task.vectors}
+        dense |= {name for name, parts in factored.items() if _rank(parts) > min(_sides(parts))}
         sparse = {name for task in tasks for name in task.matrices} - dense
+        for name in sparse & factored.keys():
+            shapes = [rows.shape for rows in _sparse(tasks, name).values()]
+            _common_shape(name, [*shapes, *(part.shape for part in factored[name].values())])
+        self._factored = {name: parts for name, parts in factored.items() if name not in dense}
         self._matrices = {name: _Aligned.of(name, _sparse(tasks, name)) for name in sorted(sparse)}
         self._vectors = {name: _dense(tasks, name) for name in sorted(dense)}
 
@@ -61,6 +81,7 @@ class Fusion:
         return Fused(
             {name: aligned.fuse(factors, count=not literal) for name, aligned in self._matrices.items()},
             {name: _fuse_dense(parts, factors, count=not literal) for name, parts in self._vectors.items()},
+            {name: _fuse_factors(parts, factors, count=not literal) for name, parts in self._factored.items()},
         )
 
     def _factors(self, weights: Sequence[float], scale: float, literal: bool) -> list[float]:
@@ -151,8 +172,32 @@ def _sparse(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, SparseRow
 def _dense(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, torch.Tensor]:
     found = {number: task.vectors[name] for number, task in enumerate(tasks) if name in task.vectors}
     found |= {number: rows.to_dense() for number, rows in _sparse(tasks, name).items()}
+    for number, factors in _factored(tasks, name).items():
+        found[number] = factors.to_dense() + found.get(number, torch.zeros(()))
     _common_shape(name, [tuple(tensor.shape) for tensor in found.values()])
     return found
+
+
+def _factored(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, Factors]:
+    found = {number: task.factors[name] for number, task in enumerate(tasks) if name in task.factors}
+    _common_shape(name, [factors.shape for factors in found.values()])
+    return found
+
+
+def _rank(parts: Mapping[int, Factors]) -> int:
+    return sum(factors.left.shape[1] for factors in parts.values())
+
+
+def _sides(parts: Mapping[int, Factors]) -> tuple[int, int]:
+    first = next(iter(parts.values()))
+    return len(first.left), len(first.right)
+
+
+def _fuse_factors(parts: Mapping[int, Factors], factors: Sequence[float], *, count: bool) -> Factors:
+    over = len(parts) if count else 1
+    left = torch.cat([part.left.double() * (factors[number] / over) for number, part in parts.items()], 1).float()
+    right = torch.cat([part.right for part in parts.values()], 1)
+    return Factors(next(iter(parts.values())).shape, left, right)
 
 
 def _fuse_dense(tasks: Mapping[int, torch.Tensor], factors: Sequence[float], *, count: bool) -> torch.Tensor:
@@ -165,4 +210,4 @@ def _common_shape(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ..
     for shape in shapes:
         if shape != shapes[0]:
             raise WrongShape(f"{name!r} is {list(shapes[0])} in one task vector, {list(shape)} in another", param=name)
-    return shapes[0]
+    return shapes[0] if shapes else ()

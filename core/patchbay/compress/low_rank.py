@@ -5,6 +5,7 @@ The idea of Delta-CoMe (Ping et al., 2024). Knows nothing of files: what is chos
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, pairwise
 
@@ -35,11 +36,12 @@ def low_rank_bands(tau: torch.Tensor, bits: float) -> list[Band]:
         return []
     matrix = tau.reshape(len(tau), -1)
     budget = int(bits * matrix.numel() / 8)
-    affordable = max(_affordable(name, budget, matrix.shape, min(matrix.shape)) for name in ENCODINGS)
+    costs = [[stored_bytes(name, rank, matrix.shape) for rank in range(min(matrix.shape) + 1)] for name in ENCODINGS]
+    affordable = max(_affordable(cost, budget) for cost in costs)
     if not affordable:
         return []
     left, right = _factors(matrix, affordable)
-    ranks = _best_ranks(left, right, budget)
+    ranks = _best_ranks(left, right, budget, costs)
     ends = np.cumsum([0, *ranks]).tolist()
     return [
         (left[:, start:end].contiguous(), right[:, start:end].contiguous(), name)
@@ -62,13 +64,9 @@ def as_stored(factor: torch.Tensor, encoding: str) -> torch.Tensor:
     return torch.from_numpy(codec.decode(stored, positions, tuple(factor.shape))).reshape(factor.shape)
 
 
-def _affordable(encoding: str, budget: int, shape: Sequence[int], most: int) -> int:
-    """The highest rank up to `most` that fits."""
-    fitting, beyond = 0, most + 1
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
-        fitting, beyond = (middle, beyond) if stored_bytes(encoding, middle, shape) <= budget else (fitting, middle)
-    return fitting
+def _affordable(cost: Sequence[int], budget: int) -> int:
+    """The highest rank that fits; `cost` of 0, 1, .. vectors does not fall."""
+    return max(0, bisect_right(cost, budget) - 1)
 
 
 def _factors(matrix: torch.Tensor, rank: int) -> Factors:
@@ -96,7 +94,7 @@ def _some_vectors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
     return basis @ u, s, v
 
 
-def _best_ranks(left: torch.Tensor, right: torch.Tensor, budget: int) -> list[int]:
+def _best_ranks(left: torch.Tensor, right: torch.Tensor, budget: int, costs: Sequence[Sequence[int]]) -> list[int]:
     """One rank an encoding. The squared error of a split is what coding costs its vectors plus the vectors left out.
 
     Errors of different vectors are taken as orthogonal, so that a split's error is a difference of prefix sums.
@@ -110,18 +108,18 @@ def _best_ranks(left: torch.Tensor, right: torch.Tensor, budget: int) -> list[in
         coding = [sums[end] - sums[start] for sums, (start, end) in zip(coded, pairwise(ends), strict=True)]
         return sum(coding, dropped[ends[-1]])
 
-    return min(_splits(budget, (len(left), len(right)), left.shape[1]), key=error)
+    return min(_splits(budget, costs, left.shape[1]), key=error)
 
 
-def _splits(budget: int, shape: Sequence[int], most: int) -> Iterator[list[int]]:
+def _splits(budget: int, costs: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
     """Ranks for every way to deal the budget out among the encodings; what one cannot use goes to the next."""
     for cuts in combinations_with_replacement(range(PARTS + 1), len(ENCODINGS) - 1):
         ranks: list[int] = []
         left_over = budget
-        for name, cut in zip(ENCODINGS, (*cuts, PARTS), strict=True):
+        for cost, cut in zip(costs, (*cuts, PARTS), strict=True):
             allowance = left_over - budget * (PARTS - cut) // PARTS
-            rank = _affordable(name, allowance, shape, most - sum(ranks))
-            left_over -= stored_bytes(name, rank, shape)
+            rank = min(_affordable(cost, allowance), most - sum(ranks))
+            left_over -= cost[rank]
             ranks.append(rank)
         yield ranks
 

@@ -6,20 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from patchbay.compress.baselines import BitDelta, Lossless, LowRank, Magnitude, Random, ScaledMagnitude
-from patchbay.compress.nps import SampledNps, TopkNps
+from patchbay.compress.nps import TopkNps
 from patchbay.compress.options import Options
 from patchbay.compress.parts import Distils, Pruner
 from patchbay.compress.problem import Problem
+from patchbay.compress.sampled_nps import SampledNps
 
 
 class Method(Protocol):
     """`tune` searches what the method has to find, at one density; `pruner` prunes to any density with what was found.
 
-    `params` goes into the manifest. `distils` says what `distil` may tune afterwards.
+    `choose` comes before it where a size is asked for, and settles at one density what changes the size. `params` goes
+    into the manifest. `distils` says what `distil` may tune afterwards.
     """
 
     distils: Distils
     options: Options
+
+    def choose(self, density: float) -> None: ...
 
     def tune(self, density: float) -> None: ...
 

@@ -14,7 +14,7 @@ ScoreName = Literal["kl", "accuracy", "balanced_accuracy", "log_likelihood"]
 Optimizer = Literal["cobyla", "cmaes"]
 
 METHODS = {
-    "nps": "NPS: group weights searched on calibration inputs, support sampled or top-k",
+    "nps": "NPS: group weights searched on calibration inputs; sampled, over singular vectors where they pay, or top-k",
     "magnitude": "the largest entries of the whole model",
     "scaled_magnitude": "the largest entries, times the one scale that suits the calibration inputs best",
     "random": "DARE: random entries over the density; positions from a seed take no bytes",
@@ -32,8 +32,9 @@ MAX_EVALUATIONS = 10_000
 class Options:
     """How to compress.
 
-    `density`: fraction of the prunable entries that is kept; `target_size`: an upper bound on the file's bytes, and
-    `target_kl`: on the score, either of which chooses the density. `scale` multiplies the kept values (magnitude).
+    `density`: fraction of the prunable entries that is kept, or where a method has other parts (low rank, singular
+    vectors beside a sampled support) what stands for as many bits; `target_size`: an upper bound on the file's bytes,
+    and `target_kl`: on the score, either of which chooses the density. `scale` multiplies the kept values (magnitude).
     `values`: the encoding of kept values, `auto` the method's own. `exact`: raw bits wherever base + delta does not
     round to the fine-tune. The others are NPS's: `groups` M, `evaluations` of the search, `optimizer`, `support`,
     `scope` of the groups of the top-k support, and `score` on the calibration inputs. `distil`: tune what costs no

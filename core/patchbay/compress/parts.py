@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from patchbay.delta import SparseRows
+from patchbay.delta import Factors, SparseRows
 
 Progress = Callable[[int, int, str], None]
 # What may be tuned once entries are chosen: nothing, one scale a matrix, or norms and biases as well.
@@ -19,13 +19,22 @@ Band = tuple[torch.Tensor, torch.Tensor, str]
 @dataclass(frozen=True, slots=True)
 class SparsePart:
     """Kept entries. `multiples`: how often each counts the value that `values` holds for many; `seed` is what the
-    positions came from, if they did.
+    positions came from, if they did. `bands`: the low-rank difference that they are added to.
     """
 
     rows: SparseRows
     values: str
     multiples: torch.Tensor | None = None
     seed: int | None = None
+    bands: tuple[Band, ...] = ()
+
+    @property
+    def factors(self) -> Factors | None:
+        return joined(self.rows.shape, self.bands) if self.bands else None
+
+    def to_dense(self) -> torch.Tensor:
+        dense = self.rows.to_dense()
+        return dense if self.factors is None else dense + self.factors.to_dense()
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> SparsePart:
@@ -48,8 +57,12 @@ class LowRankPart:
     shape: tuple[int, ...]
     bands: tuple[Band, ...]
 
+    @property
+    def factors(self) -> Factors:
+        return joined(self.shape, self.bands)
+
     def to_dense(self) -> torch.Tensor:
-        return sum((left @ right.T for left, right, _ in self.bands), torch.zeros(())).reshape(self.shape)
+        return self.factors.to_dense()
 
 
 Part = SparsePart | DensePart | LowRankPart
@@ -80,8 +93,18 @@ def scaled(part: Part, scale: float) -> Part:
         return part
     match part:
         case SparsePart():
-            return replace(part, rows=replace(part.rows, values=part.rows.values * scale))
+            rows = replace(part.rows, values=part.rows.values * scale)
+            return replace(part, rows=rows, bands=_scaled_bands(part.bands, scale))
         case DensePart():
             return replace(part, difference=part.difference * scale)
         case LowRankPart():
-            return replace(part, bands=tuple((left * scale, right, values) for left, right, values in part.bands))
+            return replace(part, bands=_scaled_bands(part.bands, scale))
+
+
+def joined(shape: tuple[int, ...], bands: Sequence[Band]) -> Factors:
+    """All bands' factors side by side."""
+    return Factors(shape, torch.cat([left for left, _, _ in bands], 1), torch.cat([right for _, right, _ in bands], 1))
+
+
+def _scaled_bands(bands: Sequence[Band], scale: float) -> tuple[Band, ...]:
+    return tuple((left * scale, right, values) for left, right, values in bands)

@@ -52,9 +52,16 @@ class Problem:
         """The delta of these parts, before its values are encoded."""
         sparse = {name: part.rows for name, part in parts.items() if isinstance(part, SparsePart)}
         dense = {name: part.difference for name, part in parts.items() if isinstance(part, DensePart)}
-        dense |= {name: part.to_dense() for name, part in parts.items() if isinstance(part, LowRankPart)}
+        factored = {name: part.factors for name, part in parts.items() if isinstance(part, SparsePart | LowRankPart)}
         return Delta(
-            self.manifest, sparse, {**self.whole, **dense}, self.added, self.copied, {}, appended=self.appended
+            self.manifest,
+            sparse,
+            {**self.whole, **dense},
+            self.added,
+            self.copied,
+            {},
+            appended=self.appended,
+            factors={name: factors for name, factors in factored.items() if factors is not None},
         )
 
     def full(self) -> Delta:

@@ -67,9 +67,7 @@ def apply_delta(delta: Delta, name: str, base: torch.Tensor) -> torch.Tensor:
         return delta.copied[name]
     if name not in delta:
         return base
-    rows = delta.matrices.get(name)
-    difference = rows.to_dense() if rows is not None else delta.vectors[name]
-    tuned = apply_difference(base, difference, DTYPES[delta.manifest.tensors[name].dtype])
+    tuned = apply_difference(base, delta.difference(name), DTYPES[delta.manifest.tensors[name].dtype])
     if name in delta.exceptions:
         exceptions = delta.exceptions[name]
         tuned.reshape(-1)[exceptions.positions.long()] = exceptions.bits

@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 import torch
 
+from patchbay.compress.budget import entropy
 from patchbay.compress.parts import Part, SparsePart, Vector
 from patchbay.compress.prune import CHUNK, chunks
 from patchbay.compress.sampling import SystematicWalk, geometric_bounds, rank_values, solve_rate
 from patchbay.delta import SparseRows
 from patchbay.delta.codecs.digits import MAX_KINDS
 
+EVENLY = 0.87  # a systematic walk's positions and signs, over those of independent draws: measured on files
 Scales = Mapping[str, torch.Tensor]  # name -> importance of an input column, broadcastable to the matrix
 
 
@@ -71,6 +73,21 @@ class Sampled:
             times = 1 + more.counts((size.double() * rate - 1).clamp_(min=0)) if math.isfinite(rate) else None
             del part
             yield name, partial(self._part, name, positions, size, times, rate)
+
+    def cost(self, weights: Sequence[float], keep: int) -> float:
+        """Bits that `keep` entries of the re-weighted vector will take, about: positions and a sign each.
+
+        Matrices that keep more pay for matrices that keep less.
+        """
+        chosen = torch.tensor(weights, dtype=torch.float32)
+        weighted = {name: self._weigh(name, chosen).magnitudes for name in self.vector.names}
+        rate = solve_rate(list(weighted.values()), keep) if keep else 0.0
+        bits = 0.0
+        for name, size in self.vector.sizes.items():
+            pieces = (piece.double().mul_(rate).nan_to_num_(nan=0.0).clamp_(max=1) for piece in chunks(weighted[name]))
+            count = min(float(size), sum(float(piece.sum()) for piece in pieces))
+            bits += size * entropy(count / size) + count
+        return EVENLY * bits
 
     def _part(
         self,

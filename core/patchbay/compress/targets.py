@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from patchbay.compress.budget import density_of, entropy
 from patchbay.compress.distil import Distilled
 from patchbay.compress.methods import Method
 from patchbay.compress.options import ONE_SIZE
@@ -23,7 +24,6 @@ STILL_CLOSE = 0.96  # after a search, whose draw is for one density
 SHARES = (1.0, 0.98, 0.95, 0.9)  # of the density that fits without distillation
 TRIES = 14
 MOST_AT_ONCE = 10.0  # in logarithms of density: further apart than any two that could matter
-MOST_VALUE_BITS = 64.0
 KL_STEPS = 8
 SMALLEST_DENSITY = 1e-4
 
@@ -39,7 +39,8 @@ def fit_size(
     """Writes the densest delta found that has at most `target` bytes, usually within 1.5 % of it.
 
     The method is tuned at the density that fits before it is tuned, and written at that one if the file still fits:
-    what a search found is a draw at one density, and at another the draw is another. `distilled` is asked at the end.
+    what a search found is a draw at one density, and at another the draw is another. What changes the size itself is
+    chosen first, and the density fitted again. `distilled` is asked at the end.
     Raises InvalidRecipe where even an empty delta (heads, norms, biases) is larger, or a method's only size is.
     """
     with tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{out.name}.") as beside:
@@ -55,6 +56,8 @@ def fit_size(
         fit = partial(_fitting, size_of, numel, fixed, target)
         start = min(0.5, density_of(8 * (target - fixed) / max(1, numel)))
         density = 1.0 if one_size else fit(start, CLOSE)
+        method.choose(density)
+        density = density if one_size else fit(density, CLOSE)
         method.tune(density)
         density = density if one_size else fit(density, STILL_CLOSE)
         for share in SHARES:
@@ -98,7 +101,7 @@ def _extrapolated(density: float, size: float, aim: float, numel: int) -> float:
     `size` and `aim`: bytes.
     """
     bits = 8 / max(1, numel)
-    value_bits = (bits * size - _entropy(density)) / density if density else 1.0
+    value_bits = (bits * size - entropy(density)) / density if density else 1.0
     if value_bits < 0:
         return density * aim / max(1.0, size)
     return density_of(bits * aim, value_bits)
@@ -151,27 +154,6 @@ def _smallest(reaches: Callable[[float], bool], low: float, high: float, on_prog
         if on_progress:
             on_progress(step + 1, KL_STEPS, f"density {high:.4g} reaches the divergence")
     return high
-
-
-def density_of(bits: float, value_bits: float = 1.0) -> float:
-    """The d with H(d) + b d = bits, H the binary entropy, b = `value_bits`: positions and values. Above the largest
-    such sum, log2(1 + 2^b), it is 1.
-    """
-    value_bits = min(value_bits, MOST_VALUE_BITS)
-    most = math.log2(1 + 2**value_bits)
-    if bits >= most:
-        return 1.0
-    low, high = 0.0, 1 / (1 + 2**-value_bits)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _entropy(middle) + value_bits * middle < bits else (low, middle)
-    return low
-
-
-def _entropy(density: float) -> float:
-    if density in (0.0, 1.0):
-        return 0.0
-    return -density * math.log2(density) - (1 - density) * math.log2(1 - density)
 
 
 def _too_few(target: int, least: int) -> InvalidRecipe:

@@ -173,8 +173,9 @@ def _add(streams: Streams, name: str, part: Part, dtype: torch.dtype) -> torch.T
         case SparsePart():
             values = _SPARSE_VALUES.get(part.values, part.values)
             times = part.multiples
-            return streams.add_sparse(name, part.rows, values, dtype, seed=part.seed, multiples=times).to_dense()
+            stored = streams.add_sparse(name, part.rows, values, dtype, seed=part.seed, multiples=times).to_dense()
+            return stored + streams.add_factors(name, part.bands).to_dense() if part.bands else stored
         case DensePart():
             return streams.add_whole(name, part.difference, _SPARSE_VALUES.get(part.values, part.values), dtype)
         case LowRankPart():
-            return streams.add_low_rank(name, part.bands, dtype, part.shape)
+            return streams.add_low_rank(name, part.bands, dtype, part.shape).to_dense()

@@ -2,12 +2,14 @@
 
 from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.file import DeltaFile, read_delta, write_delta
+from patchbay.delta.low_rank import Factors
 from patchbay.delta.manifest import Manifest
 
 __all__ = [
     "Delta",
     "DeltaFile",
     "Exceptions",
+    "Factors",
     "Manifest",
     "NeuronStatistics",
     "SparseRows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
 from patchbay.delta.frames import unshuffle
 from patchbay.delta.lossless import INTEGERS, ReadBase, as_difference, decode_bits
-from patchbay.delta.low_rank import product
+from patchbay.delta.low_rank import Factors
 from patchbay.delta.manifest import Manifest
 from patchbay.delta.neurons import decode_neurons
-from patchbay.delta.streams import OWN_VALUES, ReadStream, Stream, factor_shapes, value_kinds
+from patchbay.delta.streams import OWN_VALUES, ReadStream, Stream, factor_parts, value_kinds
 from patchbay.errors import DeltaError, MalformedDelta, NonFiniteValue
+
+MAX_FACTORED = 2.0**127  # half of what fp32 holds: sums are rounded, and may end above their bound
 
 
 def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True, read_base: ReadBase | None = None) -> Delta:
@@ -46,6 +49,7 @@ def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True, read_ba
         parts.exceptions,
         parts.neurons,
         parts.appended,
+        parts.factors,
     )
     _check_finite(delta, finite)
     return delta
@@ -62,6 +66,7 @@ class _Parts:
     exceptions: dict[str, Exceptions] = field(default_factory=dict)
     neurons: dict[str, NeuronStatistics] = field(default_factory=dict)
     appended: dict[str, torch.Tensor] = field(default_factory=dict)
+    factors: dict[str, Factors] = field(default_factory=dict)
 
 
 def _decode_entry(parts: _Parts, name: str, entry: Entry, read: ReadStream) -> None:
@@ -72,8 +77,8 @@ def _decode_entry(parts: _Parts, name: str, entry: Entry, read: ReadStream) -> N
     elif isinstance(entry, Dense):
         raw = _from_bytes(read(Stream(entry.kind, name)), DTYPES[entry.dtype], numel(entry.shape))
         (parts.added if entry.kind == "added" else parts.copied)[name] = raw.reshape(entry.shape)
-    elif isinstance(entry, LowRank):
-        parts.vectors[name] = _decode_low_rank(name, entry, read)
+    if isinstance(entry, LowRank) or (isinstance(entry, Sparse) and entry.bands):
+        parts.factors[name] = _decode_factors(name, entry, read)
 
 
 def _decode_lossless(parts: _Parts, name: str, entry: Lossless, read: ReadStream, read_base: ReadBase | None) -> None:
@@ -126,12 +131,13 @@ def _decode_whole(name: str, entry: Dense, read: ReadStream) -> torch.Tensor:
     return torch.from_numpy(values).reshape(entry.shape)
 
 
-def _decode_low_rank(name: str, entry: LowRank, read: ReadStream) -> torch.Tensor:
-    factors: list[Values] = []
-    for part, (values, shape) in enumerate(factor_shapes(entry)):
+def _decode_factors(name: str, entry: LowRank | Sparse, read: ReadStream) -> Factors:
+    factors: list[torch.Tensor] = []
+    for part, values, shape in factor_parts(entry):
         everywhere = np.arange(numel(shape))
-        factors.append(_values(name, entry, values, everywhere, shape, read, part).reshape(shape))
-    return torch.from_numpy(product(list(zip(factors[::2], factors[1::2], strict=True)))).reshape(entry.shape)
+        decoded = _values(name, entry, values, everywhere, shape, read, part)
+        factors.append(torch.from_numpy(decoded).reshape(shape))
+    return Factors(entry.shape, torch.cat(factors[::2], 1), torch.cat(factors[1::2], 1))
 
 
 def _values(
@@ -184,8 +190,16 @@ def _naming(name: str) -> Iterator[None]:
 def _check_finite(delta: Delta, bits_too: bool) -> None:
     parts = [(name, rows.values) for name, rows in delta.matrices.items()]
     parts += [*delta.vectors.items(), *delta.added.items(), *delta.appended.items()]
+    parts += [(name, torch.tensor(math.inf if _may_overflow(delta, name) else 0.0)) for name in delta.factors]
     if bits_too:
         parts += [(name, exceptions.bits) for name, exceptions in delta.exceptions.items()]
     for name, tensor in sorted(parts, key=lambda part: part[0]):
         if not all_finite(tensor):
             raise NonFiniteValue(f"{name!r} contains NaN or infinity", param=name)
+
+
+def _may_overflow(delta: Delta, name: str) -> bool:
+    """Whether a difference with factors may have entries that fp32 cannot hold, found out without multiplying out."""
+    rows = delta.matrices.get(name)
+    kept = float(rows.values.abs().max()) if rows is not None and len(rows.values) else 0.0
+    return not delta.factors[name].largest + kept < MAX_FACTORED

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from patchbay.checkpoint import as_bits
+from patchbay.delta.low_rank import Factors
 from patchbay.delta.manifest import Manifest
 
 
@@ -56,12 +57,13 @@ class Delta:
 
     manifest: Manifest
     matrices: Mapping[str, SparseRows]
-    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, low-rank and lossless matrices
+    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, lossless matrices
     added: Mapping[str, torch.Tensor]
     copied: Mapping[str, torch.Tensor]
     exceptions: Mapping[str, Exceptions]
     neurons: Mapping[str, NeuronStatistics] = field(default_factory=dict)
     appended: Mapping[str, torch.Tensor] = field(default_factory=dict)  # rows behind the base's last, fine-tune's dtype
+    factors: Mapping[str, Factors] = field(default_factory=dict)  # alone, or what `matrices` are added to
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -71,16 +73,28 @@ class Delta:
     def num_bytes(self) -> int:
         """Bytes in memory."""
         dense = [t for part in (self.vectors, self.added, self.copied, self.appended) for t in part.values()]
-        sparse = sum(rows.num_bytes for rows in self.matrices.values())
         return (
-            sparse
+            sum(rows.num_bytes for rows in self.matrices.values())
+            + sum(factors.num_bytes for factors in self.factors.values())
             + sum(t.nbytes for t in dense)
             + sum(e.positions.nbytes + e.bits.nbytes for e in self.exceptions.values())
             + sum(n.energy.nbytes + n.cosine.nbytes for n in self.neurons.values())
         )
 
     def __contains__(self, name: str) -> bool:
-        return name in self.matrices or name in self.vectors
+        return name in self.matrices or name in self.vectors or name in self.factors
+
+    def difference(self, name: str) -> torch.Tensor:
+        """The whole fp32 difference of one tensor, dense. Raises KeyError where the delta has none."""
+        if name in self.vectors:
+            return self.vectors[name]
+        if name not in self.factors:
+            return self.matrices[name].to_dense()
+        dense = self.factors[name].to_dense()
+        if name in self.matrices:
+            rows = self.matrices[name]
+            dense.view(-1)[rows.positions.long()] += rows.values
+        return dense
 
 
 def apply_difference(base: torch.Tensor, difference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -16,10 +16,11 @@ from patchbay.delta.delta import Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Band, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
 from patchbay.delta.frames import shuffle
 from patchbay.delta.lossless import as_difference, encode_bits
-from patchbay.delta.low_rank import product
+from patchbay.delta.low_rank import Factors
 from patchbay.delta.neurons import decode_neurons, encode_neurons
-from patchbay.delta.streams import OWN_VALUES, Stream, factor_shapes, value_kinds
+from patchbay.delta.streams import OWN_VALUES, Stream, factor_parts, value_kinds
 
+FactorPair = tuple[torch.Tensor, torch.Tensor, str]  # left [rows, rank], right [columns, rank], value encoding
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -91,27 +92,24 @@ class Streams:
         return as_difference(before, after)[0]
 
     def add_low_rank(
-        self,
-        name: str,
-        bands: Sequence[tuple[torch.Tensor, torch.Tensor, str]],
-        dtype: torch.dtype,
-        shape: tuple[int, ...] | None = None,
-    ) -> torch.Tensor:
+        self, name: str, bands: Sequence[FactorPair], dtype: torch.dtype, shape: tuple[int, ...] | None = None
+    ) -> Factors:
         """A matrix difference sum_b U_b V_b^T from bands (U [rows, rank], V [columns, rank], value encoding).
 
         `shape`: the tensor's, where it is a convolution's with all dimensions but the first as columns. Returns the
-        difference as read back, fp32 in that shape.
+        factors as read back.
         """
         shape = shape or (len(bands[0][0]), len(bands[0][1]))
-        listed = tuple(Band(rank=left.shape[1], values=values) for left, _, values in bands)
-        entry = LowRank(kind="low_rank", shape=shape, dtype=DTYPE_NAMES[dtype], bands=listed)
+        entry = LowRank(kind="low_rank", shape=shape, dtype=DTYPE_NAMES[dtype], bands=_listed(bands))
         self.entries[name] = entry
-        factors = [factor for left, right, _ in bands for factor in (left, right)]
-        stored: list[Values] = []
-        for part, (values, size) in enumerate(factor_shapes(entry)):
-            flat = factors[part].reshape(-1).to(torch.float32).numpy()
-            stored.append(self._add_values(name, entry, values, flat, np.arange(numel(size)), size, part).reshape(size))
-        return torch.from_numpy(product(list(zip(stored[::2], stored[1::2], strict=True)))).reshape(shape)
+        return self._add_factors(name, entry, bands)
+
+    def add_factors(self, name: str, bands: Sequence[FactorPair]) -> Factors:
+        """The low-rank difference that the values of a pruned matrix, added before, are added to; as read back."""
+        entry = self.entries[name]
+        assert isinstance(entry, Sparse), "only a pruned matrix has factors beside its values"
+        entry = self.entries[name] = entry.model_copy(update={"bands": _listed(bands)})
+        return self._add_factors(name, entry, bands)
 
     def add_neurons(self, name: str, energy: torch.Tensor, cosine: torch.Tensor) -> NeuronStatistics:
         """Merge statistics [neurons] of a tensor added before; returns them as read back."""
@@ -172,6 +170,15 @@ class Streams:
         self.streams[Stream("own_values", name)] = data
         return VALUES[OWN_VALUES].decode(data, positions, shape)
 
+    def _add_factors(self, name: str, entry: LowRank | Sparse, bands: Sequence[FactorPair]) -> Factors:
+        stored: list[torch.Tensor] = []
+        factors = [factor for left, right, _ in bands for factor in (left, right)]
+        for (part, values, size), factor in zip(factor_parts(entry), factors, strict=True):
+            flat = factor.reshape(-1).to(torch.float32).numpy()
+            read = self._add_values(name, entry, values, flat, np.arange(numel(size)), size, part)
+            stored.append(torch.from_numpy(read).reshape(size))
+        return Factors(entry.shape, torch.cat(stored[::2], 1), torch.cat(stored[1::2], 1))
+
     def _add_values(
         self, name: str, entry: Entry, encoding: str, values: Values, positions: Positions, shape: Shape, part: int = 0
     ) -> Values:
@@ -184,6 +191,10 @@ class Streams:
             self.streams[Stream(scales, name, part)] = data[:cut]
         self.streams[Stream(codes, name, part)] = data[cut:]
         return codec.decode(data, positions, shape)
+
+
+def _listed(bands: Sequence[FactorPair]) -> tuple[Band, ...]:
+    return tuple(Band(rank=left.shape[1], values=values) for left, _, values in bands)
 
 
 def _shuffled(tensor: torch.Tensor) -> bytes:

@@ -75,15 +75,29 @@ class TensorEntry(Strict):
         return self
 
 
+class Band(Strict):
+    """`rank` columns of both factors of a low-rank difference, in one value encoding."""
+
+    rank: Annotated[int, Field(ge=1, le=MAX_DIM)]
+    values: str
+
+    @field_validator("values")
+    @classmethod
+    def _known_values(cls, name: str) -> str:
+        return _known(name, VALUES, "value encoding")
+
+
 class Sparse(Entries, TensorEntry):
     """A pruned matrix: base + the values at the positions. `own` lists further entries that keep a bf16 value of their
-    own; `multiples` m says that a value counts 1 to m times, as often as the stream of that name says.
+    own; `multiples` m says that a value counts 1 to m times, as often as the stream of that name says. The values are
+    added to the low-rank difference of `bands`, if there are any.
     """
 
     kind: Literal["sparse"]
     values: str
     own: Entries | None = None
     multiples: Annotated[int, Field(ge=1, le=MAX_KINDS)] = 1
+    bands: Annotated[tuple[Band, ...], Field(max_length=MAX_BANDS)] = ()
 
     @field_validator("values")
     @classmethod
@@ -91,9 +105,10 @@ class Sparse(Entries, TensorEntry):
         return _known(name, VALUES, "value encoding")
 
     @model_validator(mode="after")
-    def _multiples_of_something(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.multiples > 1 and (self.own or not self.count):
             raise ValueError("multiples of no values, or beside own values")
+        _check_rank(self.bands, self.shape)
         return self
 
 
@@ -121,18 +136,6 @@ class Dense(TensorEntry):
         return self
 
 
-class Band(Strict):
-    """`rank` columns of both factors of a low-rank difference, in one value encoding."""
-
-    rank: Annotated[int, Field(ge=1, le=MAX_DIM)]
-    values: str
-
-    @field_validator("values")
-    @classmethod
-    def _known_values(cls, name: str) -> str:
-        return _known(name, VALUES, "value encoding")
-
-
 class LowRank(TensorEntry):
     """A matrix difference as a sum of products: sum_b U_b V_b^T, U_b [rows, rank_b], V_b [columns, rank_b]."""
 
@@ -141,9 +144,7 @@ class LowRank(TensorEntry):
 
     @model_validator(mode="after")
     def _is_low(self) -> Self:
-        rank = sum(band.rank for band in self.bands)
-        if len(self.shape) < 2 or rank > min(rows_columns(self.shape)):
-            raise ValueError(f"rank {rank} is not that of a factored matrix {list(self.shape)}")
+        _check_rank(self.bands, self.shape)
         return self
 
 
@@ -182,6 +183,12 @@ def entry_lists(entry: Entry) -> list[Entries]:
     """All lists of positions that an entry has."""
     listed = [entry.exceptions, *((entry, entry.own) if isinstance(entry, Sparse) else ())]
     return [part for part in listed if part is not None]
+
+
+def _check_rank(bands: tuple[Band, ...], shape: tuple[int, ...]) -> None:
+    rank = sum(band.rank for band in bands)
+    if bands and (len(shape) < 2 or rank > min(rows_columns(shape))):
+        raise ValueError(f"rank {rank} is not that of a factored matrix {list(shape)}")
 
 
 def _known(name: str, registry: Mapping[str, object], what: str) -> str:

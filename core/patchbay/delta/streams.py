@@ -41,7 +41,7 @@ KINDS = (
 
 
 class Stream(NamedTuple):
-    """One stream of one tensor; `part` numbers the factors of a low-rank difference."""
+    """One stream of one tensor; `part` numbers the factors of a low-rank difference, from 1 where 0 are kept values."""
 
     kind: str
     name: str
@@ -108,11 +108,11 @@ def value_kinds(entry: Entry) -> tuple[str, str]:
     return ("vector_scales", "vectors") if vector else ("scales", "values")
 
 
-def factor_shapes(entry: LowRank) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Value encoding and shape of every factor, in order of their parts: left and right of each band."""
-    for band in entry.bands:
-        for side in rows_columns(entry.shape):
-            yield band.values, (side, band.rank)
+def factor_parts(entry: LowRank | Sparse) -> Iterator[tuple[int, str, tuple[int, int]]]:
+    """Part, value encoding and shape of every factor: left and right of each band."""
+    factors = ((band.values, (side, band.rank)) for band in entry.bands for side in rows_columns(entry.shape))
+    for part, (values, shape) in enumerate(factors, isinstance(entry, Sparse)):
+        yield part, values, shape
 
 
 def _streams(name: str, entry: Entry) -> Iterator[tuple[Stream, int]]:
@@ -124,8 +124,8 @@ def _streams(name: str, entry: Entry) -> Iterator[tuple[Stream, int]]:
         if entry.own:
             yield Stream("own_positions", name), _position_bound(entry.own, entry.shape)
             yield Stream("own_values", name), VALUES[OWN_VALUES].max_bytes(entry.own.count, entry.shape)
-    elif isinstance(entry, LowRank):
-        for part, (values, shape) in enumerate(factor_shapes(entry)):
+    if isinstance(entry, Sparse | LowRank):
+        for part, values, shape in factor_parts(entry):
             yield from _value_streams(name, entry, values, numel(shape), shape, part)
     elif entry.kind == "delta":
         yield from _value_streams(name, entry, entry.values, numel(entry.shape), entry.shape)

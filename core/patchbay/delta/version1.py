@@ -24,7 +24,7 @@ def check_version1(container: Container, manifest: Manifest) -> None:
         raise MalformedDelta("manifest: unused: version 1 has no such field", param="unused")
     for name, entry in manifest.tensors.items():
         whole = isinstance(entry, Dense) and entry.values not in _DENSE_VALUES
-        several = isinstance(entry, Sparse) and entry.multiples > 1
+        several = isinstance(entry, Sparse) and (entry.multiples > 1 or bool(entry.bands))
         if isinstance(entry, LowRank | Lossless) or whole or several or entry.neurons or entry.appended:
             raise MalformedDelta(f"{name!r} is encoded in a way that version 1 does not have", param=name)
     expected = _stream_names(manifest)

@@ -8,7 +8,7 @@ changed. The overwritten bits are saved and written back. Knows nothing of reque
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -25,6 +25,9 @@ from patchbay.execute.vocabulary import Extended, appended_rows, extend
 from patchbay.merge import MatrixPlan, MergePlan
 
 logger = logging.getLogger(__name__)
+
+
+Part = tuple[torch.Tensor | None, torch.Tensor]  # positions in a flattened tensor, or None for all; values there
 
 
 class Saved(NamedTuple):
@@ -102,12 +105,12 @@ class Patcher:
     ) -> None:
         tensor, axis = self.backbone.tensor(name), self.backbone.specs[name].neuron_axis or 0
         if bool((plan.base_scale == 1).all()):
-            positions, difference = _merged_entries(name, plan, deltas, tensor, axis)
-            merged = apply_difference(tensor.view(-1)[positions], difference, tensor.dtype)
-            _overwrite(tensor, positions, merged, saved)
+            positions, difference = _merged_entries(list(_scaled_parts(name, plan, deltas, tensor, axis)), tensor)
+            before = tensor.view(-1) if positions is None else tensor.view(-1)[positions]
+            _overwrite(tensor, positions, apply_difference(before, difference, tensor.dtype), saved)
         else:
             scale = _per_neuron(plan.base_scale.to(tensor.device), tensor, axis)
-            difference = _scaled_sum(name, plan, deltas, tensor, axis).view(tensor.shape)
+            difference = _scaled_sum(_scaled_parts(name, plan, deltas, tensor, axis), tensor).view(tensor.shape)
             merged = (tensor.to(torch.float32) * scale + difference).to(tensor.dtype)
             _overwrite(tensor, None, merged.reshape(-1), saved)
 
@@ -120,37 +123,40 @@ class Patcher:
                 _overwrite(tensor, positions, exceptions.bits.to(tensor.device, tensor.dtype), saved)
 
 
-def _merged_entries(
-    name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _merged_entries(parts: Sequence[Part], tensor: torch.Tensor) -> Part:
     """Positions that any delta touches, and sum_t C_t D_t there."""
-    parts = list(_scaled_parts(name, plan, deltas, tensor, axis))
     if len(parts) == 1:
         return parts[0]
-    positions = torch.unique(torch.cat([part[0] for part in parts]))
-    return positions, _scaled_sum(name, plan, deltas, tensor, axis)[positions]
+    listed = [positions for positions, _ in parts if positions is not None]
+    total = _scaled_sum(parts, tensor)
+    if len(listed) < len(parts):
+        return None, total
+    positions = torch.unique(torch.cat(listed))
+    return positions, total[positions]
 
 
-def _scaled_sum(name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int) -> torch.Tensor:
+def _scaled_sum(parts: Iterable[Part], tensor: torch.Tensor) -> torch.Tensor:
     """sum_t C_t D_t, dense and flat in fp32: one tensor's worth of scratch."""
     total = torch.zeros(tensor.numel(), device=tensor.device)
-    for positions, values in _scaled_parts(name, plan, deltas, tensor, axis):
-        total[positions] += values
+    for positions, values in parts:
+        if positions is None:
+            total += values
+        else:
+            total[positions] += values
     return total
 
 
 def _scaled_parts(
     name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[Part]:
     for coefficients, delta in zip(plan.coefficients.to(tensor.device), deltas, strict=True):
-        if name in delta.matrices:
+        if name in delta.matrices and name not in delta.factors:
             positions = delta.matrices[name].positions.to(tensor.device, torch.int64)
             values = delta.matrices[name].values.to(tensor.device)
             yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
-        elif name in delta.vectors:
-            positions = torch.arange(tensor.numel(), device=tensor.device)
-            values = delta.vectors[name].reshape(-1).to(tensor.device)
-            yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
+        elif name in delta:
+            difference = delta.difference(name).to(tensor.device).reshape(tensor.shape)
+            yield None, (difference * _per_neuron(coefficients, tensor, axis)).reshape(-1)
 
 
 def _at_positions(coefficients: torch.Tensor, positions: torch.Tensor, shape: torch.Size, axis: int) -> torch.Tensor:

@@ -51,7 +51,7 @@ def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta]) -> MergePlan:
     weights = torch.tensor([weight for _, weight in recipe.terms], dtype=torch.float32)
     merged = method.coefficients(weights, recipe.scale, dict(recipe.params))
     # A tensor that one delta prunes and another stores whole is a matrix for both: it is summed, then rounded, once.
-    matrices = dict.fromkeys(_union(delta.matrices for delta in deltas), merged)
+    matrices = dict.fromkeys(_union([*delta.matrices, *delta.factors] for delta in deltas), merged)
     return MergePlan(
         hash=recipe.hash,
         terms=tuple(digest for digest, _ in recipe.terms),

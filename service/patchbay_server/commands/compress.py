@@ -38,7 +38,10 @@ def compress(
     out: Annotated[Path | None, typer.Option(help="The delta file to write.", metavar="FILE")] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = DEFAULTS.method,
     density: Annotated[
-        float | None, typer.Option(show_default="0.05", help="Fraction of the matrices' entries that is kept.")
+        float | None,
+        typer.Option(
+            show_default="0.05", help="Fraction of the matrices' entries that is kept, or their bytes' worth."
+        ),
     ] = None,
     target_size: Annotated[
         str | None,

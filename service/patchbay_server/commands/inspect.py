@@ -84,14 +84,14 @@ def describe_tensor(name: str, entry: Entry) -> dict[str, Any]:
     total = numel(entry.shape)
     own = entry.own.count if isinstance(entry, Sparse) and entry.own else 0
     kept = entry.count + own if isinstance(entry, Sparse) else total
+    bands = entry.bands if isinstance(entry, Sparse | LowRank) else ()
+    own_values = [] if isinstance(entry, LowRank) else [entry.values]
     return {
         "name": name,
         "kind": entry.kind,
         "shape": list(entry.shape),
         "dtype": entry.dtype,
-        "values": ", ".join(f"{b.values} x{b.rank}" for b in entry.bands)
-        if isinstance(entry, LowRank)
-        else entry.values,
+        "values": ", ".join([*own_values, *(f"{band.values} x{band.rank}" for band in bands)]),
         "kept": kept,
         "density": kept / total if total else None,
         "exceptions": entry.exceptions.count if entry.exceptions else 0,

@@ -101,6 +101,33 @@ def test_tensors(cli: Cli, exact_delta: Path) -> None:
     assert sum(row["raw_bytes"] for row in rows) == sum(lengths)
 
 
+def test_factors_are_listed_behind_the_kept_entries(cli: Cli, delta: Path, tmp_path: Path) -> None:
+    """Their bytes are among the values'; kept are the entries that have a value of their own."""
+    path, streams = tmp_path / "x.safetensors", Streams()
+    bands = [(torch.ones(6, 2), torch.ones(8, 2), "bf16"), (torch.ones(6, 1), torch.ones(8, 1), "int8")]
+    rows = SparseRows((6, 8), torch.arange(0, 48, 4, dtype=torch.int32), torch.ones(12))
+    streams.add_sparse("hybrid", rows, "sign_row", torch.float32)
+    streams.add_factors("hybrid", bands)
+    streams.add_low_rank("low", bands, torch.float32)
+    streams.add_sparse("plain", rows, "sign_row", torch.float32)
+    entries, data = streams.finish()
+    manifest = DeltaFile.open(delta).manifest.model_dump(exclude={"payload_sha256", "format_version", "provenance"})
+    provenance = {"finetuned": "x", "tool": "tests", "original_bytes": 1}
+    write_delta(path, manifest | {"tensors": entries, "provenance": provenance}, data)
+    found = described(cli, path, "--tensors")
+    hybrid, low, plain = found["tensors"]
+    assert [row["kind"] for row in (hybrid, low, plain)] == ["sparse", "low_rank", "sparse"]
+    assert hybrid["values"] == "sign_row, bf16 x2, int8 x1"
+    assert (low["values"], plain["values"]) == ("bf16 x2, int8 x1", "sign_row")
+    assert (hybrid["kept"], hybrid["density"], low["kept"], found["kept"]) == (12, 12 / 48, 48, 24)
+    factors = (6 + 8) * (2 * 2 + 1) + 2 * 2 * (4 + 2)  # bf16, int8 codes, and four lists of one scale each
+    assert hybrid["raw_bytes"] - plain["raw_bytes"] == low["raw_bytes"] == factors
+    sizes = found["bytes"]
+    assert sum(sizes.values()) == 2 * sizes["total"] == 2 * path.stat().st_size
+    assert found["num_tensors"] == {"sparse": 2, "delta": 0, "low_rank": 1, "lossless": 0, "added": 0, "copied": 0}
+    assert "bf16" in cli("inspect", path, "--tensors").stdout
+
+
 def test_table(cli: Cli, delta: Path) -> None:
     result = cli("inspect", delta, "--tensors")
     assert result.exit_code == 0

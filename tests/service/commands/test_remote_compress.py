@@ -126,10 +126,13 @@ def test_a_search_is_followed(
     assert [data["evaluation"] for data in search] == [data["done"] for data in search] == [*range(1, len(best) + 1)]
     assert [data["best_score"] for data in search] == best
     assert {(data["total"], data["evaluations"]) for data in search} == {(BUDGET, BUDGET)}
-    assert search[0]["eta_seconds"] is None and all(data["eta_seconds"] >= 0 for data in search[1:])
-    assert all(data["eta_seconds"] > 0 for data in search[1:] if data["done"] < BUDGET)
+    # A search for a size goes on after the density was fitted again, and says nothing of its end at first.
+    etas = [data["eta_seconds"] for data in search if data["done"] < BUDGET]
+    assert etas[0] is None and etas.count(None) <= 2
+    assert all(eta > 0 for eta in etas if eta is not None)
 
-    frames = FRAME.findall(ESCAPES.sub("", result.stderr))
+    # Where a stage begins, the bar is at 0 for a moment.
+    frames = [frame for frame in FRAME.findall(ESCAPES.sub("", result.stderr)) if frame[2] != "0"]
     assert frames and all(number == done for number, _, done, _ in frames)
     assert {(int(number), score) for number, score, _, _ in frames} <= {
         (number, f"{score:.4g}") for number, score in enumerate(best, 1)

@@ -1,0 +1,92 @@
+"""The leading singular vectors of a task vector's matrices: what they cost, and what they leave to be sampled.
+
+Few vectors that touch every entry carry what a sampled support pays for entry by entry. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from patchbay.compress.low_rank import as_stored, low_rank_bands
+from patchbay.compress.parts import Band, Vector
+
+# How a budget is dealt out: the same bits an entry for every matrix, or to whichever vectors carry the most energy.
+Allocation = Literal["even", "energy"]
+Bands = Mapping[str, tuple[Band, ...]]
+BITS = 4  # of a number of a singular vector, on average: what the mixed encodings come to
+
+
+@dataclass
+class Leading:
+    """Singular vectors of one task vector at any budget. The last ones asked for are kept."""
+
+    vector: Vector
+
+    def __post_init__(self) -> None:
+        self._kept: tuple[tuple[float, Allocation], Bands] | None = None
+
+    def bands(self, bits: float, allocation: Allocation) -> Bands:
+        """The factors of every matrix that gets any, as they are read back, in at most `bits` an entry of all."""
+        if self._kept is None or self._kept[0] != (bits, allocation):
+            self._kept = (bits, allocation), self._find(self._budgets(bits, allocation))
+        return self._kept[1]
+
+    def rest(self, bands: Bands) -> Vector:
+        """The vector without what `bands` stand for."""
+        read = self.vector.read
+        return replace(self.vector, read=lambda name: less(read(name), bands.get(name, ())))
+
+    def _budgets(self, bits: float, allocation: Allocation) -> dict[str, float]:
+        """Bits an entry of each matrix."""
+        sizes = self.vector.sizes
+        if allocation == "even":
+            return dict.fromkeys(sizes, bits)
+        prices = torch.cat([torch.full((len(self._energies[name]),), self._sides[name]) for name in sizes])
+        gains = torch.cat([self._energies[name] / self._sides[name] for name in sizes])
+        order = gains.argsort(descending=True, stable=True)
+        paid = torch.empty(len(order), dtype=torch.bool)
+        paid[order] = prices[order].double().cumsum(0) * BITS <= bits * self.vector.numel
+        counts = [int(part.sum()) for part in torch.split(paid, [len(self._energies[name]) for name in sizes])]
+        return {
+            name: BITS * count * self._sides[name] / size
+            for (name, size), count in zip(sizes.items(), counts, strict=True)
+        }
+
+    def _find(self, budgets: Mapping[str, float]) -> Bands:
+        found = {name: low_rank_bands(self.vector.read(name), bits) for name, bits in budgets.items() if bits > 0}
+        return {name: tuple(map(_stored, bands)) for name, bands in found.items() if bands}
+
+    @cached_property
+    def _energies(self) -> dict[str, torch.Tensor]:
+        """Squared singular values of each matrix, float64, largest first."""
+        return {name: _energies(self.vector.read(name)) for name in self.vector.names}
+
+    @cached_property
+    def _sides(self) -> dict[str, int]:
+        """Numbers that one vector on either side takes."""
+        shapes = {name: self.vector.read(name).flatten(1).shape for name in self.vector.names}
+        return {name: sum(shape) for name, shape in shapes.items()}
+
+
+def _energies(tau: torch.Tensor) -> torch.Tensor:
+    matrix = tau.flatten(1).double()
+    gram = matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
+    energies: torch.Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    return energies
+
+
+def _stored(band: Band) -> Band:
+    left, right, values = band
+    return as_stored(left, values), as_stored(right, values), values
+
+
+def less(tau: torch.Tensor, bands: Sequence[Band]) -> torch.Tensor:
+    """What `bands` leave of a matrix. A matrix product, whose last bits vary: what is left is only sampled from."""
+    for left, right, _ in bands:
+        tau = torch.sub(tau, (left @ right.T).reshape(tau.shape))
+    return tau
