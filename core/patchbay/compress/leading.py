@@ -12,23 +12,27 @@ from typing import Literal
 
 import torch
 
-from patchbay.compress.low_rank import as_stored, low_rank_bands
+from patchbay.compress.low_rank import Factors, affordable_rank, as_stored, is_exact, singular_factors, split_bands
 from patchbay.compress.parts import Band, Vector
 
 # How a budget is dealt out: the same bits an entry for every matrix, or to whichever vectors carry the most energy.
 Allocation = Literal["even", "energy"]
 Bands = Mapping[str, tuple[Band, ...]]
+KEPT = 8  # of each matrix, vectors up to 1 / KEPT of its numbers
 BITS = 4  # of a number of a singular vector, on average: what the mixed encodings come to
 
 
 @dataclass
 class Leading:
-    """Singular vectors of one task vector at any budget. The last ones asked for are kept."""
+    """Singular vectors of one task vector at any budget. The last ones asked for are kept, and of each matrix as many
+    as take an eighth of its numbers.
+    """
 
     vector: Vector
 
     def __post_init__(self) -> None:
         self._kept: tuple[tuple[float, Allocation], Bands] | None = None
+        self._factors: dict[str, Factors] = {}
 
     def bands(self, bits: float, allocation: Allocation) -> Bands:
         """The factors of every matrix that gets any, as they are read back, in at most `bits` an entry of all."""
@@ -58,8 +62,28 @@ class Leading:
         }
 
     def _find(self, budgets: Mapping[str, float]) -> Bands:
-        found = {name: low_rank_bands(self.vector.read(name), bits) for name, bits in budgets.items() if bits > 0}
-        return {name: tuple(map(_stored, bands)) for name, bands in found.items() if bands}
+        found: dict[str, tuple[Band, ...]] = {}
+        for name, bits in budgets.items():
+            rank = affordable_rank(self._shapes[name], bits)
+            if rank:
+                left, right = self._vectors(name, rank)
+                found[name] = tuple(map(_stored, split_bands(left[:, :rank], right[:, :rank], bits)))
+        return {name: bands for name, bands in found.items() if bands}
+
+    def _vectors(self, name: str, rank: int) -> Factors:
+        """At least the first `rank`, if there are as many."""
+        if name in self._factors and rank <= self._most(name):
+            return self._factors[name]
+        matrix = self.vector.read(name).flatten(1)
+        if rank > self._most(name):
+            return singular_factors(matrix, rank)
+        self._factors[name] = singular_factors(matrix, self._most(name))
+        return self._factors[name]
+
+    def _most(self, name: str) -> int:
+        """How many vectors are kept: none where a part of them is found faster than all, and is not their beginning."""
+        rank = self.vector.sizes[name] // (KEPT * self._sides[name])
+        return rank if is_exact(self._shapes[name], rank) else 0
 
     @cached_property
     def _energies(self) -> dict[str, torch.Tensor]:
@@ -67,10 +91,13 @@ class Leading:
         return {name: _energies(self.vector.read(name)) for name in self.vector.names}
 
     @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: self.vector.read(name).flatten(1).shape for name in self.vector.names}
+
+    @cached_property
     def _sides(self) -> dict[str, int]:
         """Numbers that one vector on either side takes."""
-        shapes = {name: self.vector.read(name).flatten(1).shape for name in self.vector.names}
-        return {name: sum(shape) for name, shape in shapes.items()}
+        return {name: sum(shape) for name, shape in self._shapes.items()}
 
 
 def _energies(tau: torch.Tensor) -> torch.Tensor:

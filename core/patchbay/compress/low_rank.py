@@ -6,16 +6,19 @@ The idea of Delta-CoMe (Ping et al., 2024). Knows nothing of files: what is chos
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from itertools import combinations_with_replacement, pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from patchbay.delta.codecs import VALUES
 
 Band = tuple[torch.Tensor, torch.Tensor, str]
 Factors = tuple[torch.Tensor, torch.Tensor]
+Ranks = npt.NDArray[np.int64]  # [splits, encodings]
 
 # From precise to coarse. A column is a singular vector, so one scale a column is one scale a vector.
 ENCODINGS = [name for name in ("bf16", "int8", "int4", "sign_column") if name in VALUES]
@@ -32,17 +35,22 @@ def low_rank_bands(tau: torch.Tensor, bits: float) -> list[Band]:
     value, to be stored in the encoding `values`; all of them together take at most bits * m * n / 8 bytes, scales
     included. No bands where the budget does not pay for one vector or tau is zero.
     """
-    if not tau.any():
-        return []
     matrix = tau.reshape(len(tau), -1)
-    budget = int(bits * matrix.numel() / 8)
-    costs = [[stored_bytes(name, rank, matrix.shape) for rank in range(min(matrix.shape) + 1)] for name in ENCODINGS]
-    affordable = max(_affordable(cost, budget) for cost in costs)
-    if not affordable:
-        return []
-    left, right = _factors(matrix, affordable)
-    ranks = _best_ranks(left, right, budget, costs)
-    ends = np.cumsum([0, *ranks]).tolist()
+    rank = affordable_rank(matrix.shape, bits)
+    return split_bands(*singular_factors(matrix, rank), bits) if rank and tau.any() else []
+
+
+def affordable_rank(shape: Sequence[int], bits: float) -> int:
+    """The most vectors that `bits` an entry can pay for."""
+    rows, columns = shape
+    return max(_affordable(cost, _budget(rows, columns, bits)) for cost in _costs(rows, columns))
+
+
+def split_bands(left: torch.Tensor, right: torch.Tensor, bits: float) -> list[Band]:
+    """Factors as `singular_factors` gives them, dealt out among the encodings: `low_rank_bands` says how."""
+    rows, columns = len(left), len(right)
+    splits = _splits(_budget(rows, columns, bits), rows, columns, left.shape[1])
+    ends: list[int] = np.cumsum([0, *_best(splits, left, right)]).tolist()
     return [
         (left[:, start:end].contiguous(), right[:, start:end].contiguous(), name)
         for name, (start, end) in zip(ENCODINGS, pairwise(ends), strict=True)
@@ -64,19 +72,34 @@ def as_stored(factor: torch.Tensor, encoding: str) -> torch.Tensor:
     return torch.from_numpy(codec.decode(stored, positions, tuple(factor.shape))).reshape(factor.shape)
 
 
-def _affordable(cost: Sequence[int], budget: int) -> int:
-    """The highest rank that fits; `cost` of 0, 1, .. vectors does not fall."""
-    return max(0, bisect_right(cost, budget) - 1)
-
-
-def _factors(matrix: torch.Tensor, rank: int) -> Factors:
+def singular_factors(matrix: torch.Tensor, rank: int) -> Factors:
     """Singular vectors times the root of their singular value, largest first: [m, r] and [n, r], r <= rank."""
-    side = min(matrix.shape)
-    wanted = rank + OVERSAMPLING
-    u, s, v = _some_vectors(matrix, wanted) if side > EXACT_SIDE and wanted < side // 4 else _svd(matrix)
+    u, s, v = _some_vectors(matrix, rank + OVERSAMPLING) if not is_exact(matrix.shape, rank) else _svd(matrix)
     rank = min(rank, int((s > s[0] * max(matrix.shape) * torch.finfo(s.dtype).eps).sum()))
     root = s[:rank].sqrt()
     return u[:, :rank] * root, v[:, :rank] * root
+
+
+def is_exact(shape: Sequence[int], rank: int) -> bool:
+    """Whether that many vectors are found by a whole decomposition, of which fewer would be the first."""
+    side = min(shape)
+    return side <= EXACT_SIDE or rank + OVERSAMPLING >= side // 4
+
+
+def _budget(rows: int, columns: int, bits: float) -> int:
+    return int(bits * rows * columns / 8)
+
+
+@cache
+def _costs(rows: int, columns: int) -> tuple[tuple[int, ...], ...]:
+    """For each encoding the bytes of 0, 1, .. vectors."""
+    ranks = range(min(rows, columns) + 1)
+    return tuple(tuple(stored_bytes(name, rank, (rows, columns)) for rank in ranks) for name in ENCODINGS)
+
+
+def _affordable(cost: Sequence[int], budget: int) -> int:
+    """The highest rank that fits; `cost` of 0, 1, .. vectors does not fall."""
+    return max(0, bisect_right(cost, budget) - 1)
 
 
 def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,25 +117,25 @@ def _some_vectors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
     return basis @ u, s, v
 
 
-def _best_ranks(left: torch.Tensor, right: torch.Tensor, budget: int, costs: Sequence[Sequence[int]]) -> list[int]:
+def _best(splits: Ranks, left: torch.Tensor, right: torch.Tensor) -> list[int]:
     """One rank an encoding. The squared error of a split is what coding costs its vectors plus the vectors left out.
 
     Errors of different vectors are taken as orthogonal, so that a split's error is a difference of prefix sums.
     """
     energy = left.double().square().sum(0).square()
-    dropped: list[float] = (energy.sum() - _prefix_sums(energy)).tolist()
-    coded: list[list[float]] = [_prefix_sums(energy * _coding_errors(left, right, name)).tolist() for name in ENCODINGS]
-
-    def error(ranks: Sequence[int]) -> float:
-        ends: list[int] = np.cumsum([0, *ranks]).tolist()
-        coding = [sums[end] - sums[start] for sums, (start, end) in zip(coded, pairwise(ends), strict=True)]
-        return sum(coding, dropped[ends[-1]])
-
-    return min(_splits(budget, costs, left.shape[1]), key=error)
+    ends = np.cumsum(np.pad(splits, ((0, 0), (1, 0))), axis=1)
+    error = (energy.sum() - _prefix_sums(energy)).numpy()[ends[:, -1]]
+    for number, name in enumerate(ENCODINGS):
+        coded = _prefix_sums(energy * _coding_errors(left, right, name)).numpy()
+        error = error + coded[ends[:, number + 1]] - coded[ends[:, number]]
+    best: list[int] = splits[int(error.argmin())].tolist()
+    return best
 
 
-def _splits(budget: int, costs: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+@lru_cache(maxsize=256)
+def _splits(budget: int, rows: int, columns: int, most: int) -> Ranks:
     """Ranks for every way to deal the budget out among the encodings; what one cannot use goes to the next."""
+    costs, found = _costs(rows, columns), []
     for cuts in combinations_with_replacement(range(PARTS + 1), len(ENCODINGS) - 1):
         ranks: list[int] = []
         left_over = budget
@@ -121,7 +144,8 @@ def _splits(budget: int, costs: Sequence[Sequence[int]], most: int) -> Iterator[
             rank = min(_affordable(cost, allowance), most - sum(ranks))
             left_over -= cost[rank]
             ranks.append(rank)
-        yield ranks
+        found.append(ranks)
+    return np.array(found)
 
 
 def _coding_errors(left: torch.Tensor, right: torch.Tensor, encoding: str) -> torch.Tensor:

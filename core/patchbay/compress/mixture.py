@@ -51,18 +51,13 @@ class Mixture:
     seed: int
     values: str
     weigh_columns: Callable[[], Scales]
+    _last: tuple[tuple[Choice, float], tuple[Bands, Sampled]] | None = None
     _spent: dict[float, float] = field(default_factory=dict)
     _kept: dict[tuple[Choice, float], int] = field(default_factory=dict)
 
     def pruner(self, choice: Choice, density: float) -> Pruner:
-        columns = self._columns if choice.columns else {}
-        if not choice.share:
-            sampled = Sampled(self.vector, self.groups, columns) if columns else self._plain
-            keep = num_kept(density, self.vector.numel)
-            return _in_order(sampled.draws(choice.weights, keep, self.seed), {}, self.values)
-        bands = self._bands(choice, density)
-        sampled = Sampled(self._leading.rest(bands), self.groups, columns)
-        keep = self._keep(choice, density, sampled)
+        bands, sampled = self._parts(replace(choice, inside=0, scale=0.0, weights=()), density)
+        keep = self._keep(choice, density, sampled) if choice.share else num_kept(density, self.vector.numel)
         return _in_order(sampled.draws(choice.weights, keep, self.seed), bands, self.values)
 
     def rule(self, density: float) -> Choice:
@@ -74,7 +69,7 @@ class Mixture:
     def beside(self, choice: Choice, share: float, allocation: Allocation, density: float) -> Choice:
         """With that share of singular vectors, and the rule's region and scale for what they leave."""
         there = replace(choice, share=share, allocation=allocation)
-        rest = Sampled(self._leading.rest(self._bands(there, density)), self.groups)
+        _, rest = self._parts(Choice(0, 0.0, (), share=share, allocation=allocation), density)
         keep = num_kept(self._left(there, density), self.vector.numel)
         inside, scale = Regions.of(rest.vector, rest.edges).best(keep, self.regions(there, density))
         return replace(there, inside=inside, scale=scale, weights=region_weights(self.groups, inside, scale))
@@ -104,8 +99,15 @@ class Mixture:
     def _columns(self) -> Scales:
         return self.weigh_columns()
 
-    def _bands(self, choice: Choice, density: float) -> Bands:
-        return self._leading.bands(choice.share * self._bits(density), choice.allocation)
+    def _parts(self, choice: Choice, density: float) -> tuple[Bands, Sampled]:
+        """Singular vectors and what is sampled beside them. The last ones are kept: weights are searched over them."""
+        if self._last is None or self._last[0] != (choice, density):
+            columns = self._columns if choice.columns else {}
+            bands = self._leading.bands(choice.share * self._bits(density), choice.allocation) if choice.share else {}
+            rest = self._leading.rest(bands) if bands else self.vector
+            sampled = Sampled(rest, self.groups, columns) if bands or columns else self._plain
+            self._last = (choice, density), (bands, sampled)
+        return self._last[1]
 
     def _bits(self, density: float) -> float:
         """Bits an entry that a draw of this density takes by the rule."""
