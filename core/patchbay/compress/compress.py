@@ -37,7 +37,8 @@ class Report:
     `ratio`: bytes of the fine-tuned weight files over bytes of the delta file. `bits_per_parameter`: of the whole file
     over the base's parameters; `bits_without_heads` leaves out tensors that only the fine-tune has, which are new
     parameters and no difference. `score` is the best one of the search, None without one; `divergence` is that of the
-    file as it was written, on the calibration inputs, None without any. `sizes`: bytes by kind.
+    file as it was written, on the calibration inputs, None without any. `tuned`: whether norms, biases and scales were,
+    at the end. `sizes`: bytes by kind.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Report:
     evaluations: int
     score: float | None
     divergence: float | None
+    tuned: bool
     sizes: dict[str, int]
     seconds: float
 
@@ -169,6 +171,7 @@ def _report(file: DeltaFile, record: Record, divergence: float | None, seconds: 
         evaluations=len(record.evaluations),
         score=record.best_score,
         divergence=divergence,
+        tuned=bool(manifest.compression.params.get("tuned")),
         sizes=sizes,
         seconds=seconds,
     )

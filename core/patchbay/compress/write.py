@@ -58,7 +58,7 @@ class Writer:
             self._add_beside(streams, name, tau, stored, before, after)
         self._add_others(streams)
         entries, data = streams.finish()
-        compression = self._compression(method, density)
+        compression = self._compression(method, density, tuned=bool(distilled.whole or distilled.scales))
         return write_delta(out, self._fields(compression, norms.statistics()) | {"tensors": entries}, data)
 
     def manifest(self) -> Manifest:
@@ -99,13 +99,13 @@ class Writer:
         assert pair is not None, "compress makes its vector from two models"
         return pair
 
-    def _compression(self, method: Method, density: float) -> Compression:
+    def _compression(self, method: Method, density: float, *, tuned: bool) -> Compression:
         seeded = self.options.method == "random" or (self.options.method == "nps" and self.options.support == "sampled")
         return Compression(
             method=self.options.method,
             density=1.0 if self.options.method in ONE_SIZE else density,
             seed=self.options.seed if seeded else None,
-            params={"values": self.options.values, **method.params},
+            params={"values": self.options.values, **method.params, **({"tuned": True} if tuned else {})},
         )
 
     def _fields(self, compression: Compression, statistics: Statistics) -> dict[str, Any]:

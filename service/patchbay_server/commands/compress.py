@@ -259,9 +259,19 @@ def _closing_table(report: Report, options: Options) -> object:
             "divergence": None
             if report.divergence is None
             else f"{report.divergence:.4g} (of this file, on --calibration)",
+            "tuned at the end": _tuned_text(report, options),
             "seconds": f"{report.seconds:.1f}",
         }
     )
+
+
+def _tuned_text(report: Report, options: Options) -> str | None:
+    """For the methods that do, where there are inputs."""
+    if report.divergence is None or not options.distil or options.method not in ("nps", "bitdelta"):
+        return None
+    if options.support != "sampled" and options.method == "nps":
+        return None
+    return "yes" if report.tuned else "no: that takes four batches of inputs (a hundred short texts), and has to help"
 
 
 def _score_text(score: float | None, name: str) -> str | None:

@@ -82,8 +82,9 @@ def test_closing_table(cli: Cli, out: Path, common: Common, inputs: Path) -> Non
     assert rows.keys() >= {*wanted, "relative error", "evaluations", "best of search", "seconds"}
     assert f"{out.stat().st_size:,} bytes" in rows["bytes"] and rows["evaluations"].split()[-1] == "3"
     assert "divergence" in rows["best of search"]
+    assert "no: that takes four batches" in rows["tuned at the end"]
     plain = cli(*common, "--force").stdout
-    assert "evaluations" not in plain and "best of search" not in plain
+    assert not any(row in plain for row in ("evaluations", "best of search", "tuned at the end"))
 
 
 @pytest.mark.parametrize(
