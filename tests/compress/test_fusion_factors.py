@@ -1,4 +1,4 @@
-"""Fusion of task vectors that store matrices as factors: each part by the formula of its own."""
+"""Fusion of task vectors that store matrices as factors, which keep every entry."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def scaled(task: Fused, factor: float) -> Fused:
 
 
 def by_formula(tasks: Sequence[Fused], weights: Sequence[float], scale: float) -> torch.Tensor:
-    """Factors over the number of tasks that have any; kept entries over the number that keep each."""
-    pairs = list(zip(weights, tasks, strict=True))
-    products = [w * (t.factors["a"].left.double() @ t.factors["a"].right.double().T) for w, t in pairs if t.factors]
-    kept = [(w, t.matrices["a"].to_dense().double()) for w, t in pairs if t.matrices]
-    counts = sum(((rows != 0).double() for _, rows in kept), torch.zeros(SHAPE))
-    entries = sum((w * rows for w, rows in kept), torch.zeros(SHAPE)) / counts.clamp(min=1)
-    return (scale * (sum(products, torch.zeros(SHAPE)) / max(1, len(products)) + entries)).float()
+    """A task with factors keeps every entry; one without those that it lists."""
+    total, counts = torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE)
+    for weight, task in zip(weights, tasks, strict=True):
+        if task.factors or task.matrices:
+            total += weight * task.difference("a").double()
+            counts += 1.0 if task.factors else (task.difference("a") != 0).float()
+    return (scale * total / counts.clamp(min=1)).float()
 
 
 @given(task_vectors(factored=False), st.lists(WEIGHTS, min_size=4, max_size=4), WEIGHTS)
@@ -169,3 +169,13 @@ def test_weights_are_found_for_factors() -> None:
 
     result = search_lambdas(tasks, closeness, budget=60, method="cobyla")
     assert result.best.point == pytest.approx((1.4, 0.6), abs=0.03)
+
+
+def test_kept_entries_count_at_their_places() -> None:
+    """As they do where the other task stores the same difference whole."""
+    product, rows = factors_of(1), as_sparse(torch.eye(9, 10) * 5)
+    apart = fuse([Fused({}, {}, {"a": product}), Fused({"a": rows}, {})], [1.0, 2.0])
+    expected = (product.to_dense() + 10 * torch.eye(9, 10)) / (1 + torch.eye(9, 10))
+    torch.testing.assert_close(apart.difference("a"), expected)
+    with pytest.raises(WrongShape, match="'a' is"):
+        Fusion([Fused({}, {}, {"a": factors_of(1, 2, (10, 9))}), Fused({"a": rows}, {})])

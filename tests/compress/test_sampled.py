@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.compress.problems import flat, random_tensors, tensors, vector_of
 
+from patchbay.compress.budget import entropy
 from patchbay.compress.parts import SparsePart
-from patchbay.compress.sampled import Sampled, region_weights
+from patchbay.compress.sampled import EVENLY, Sampled, region_weights
 from patchbay.compress.sampling import solve_rate
 from patchbay.delta.encode import Streams
 
@@ -179,3 +180,12 @@ def test_draws_are_decided_by_the_seed() -> None:
 def test_region_weights() -> None:
     assert region_weights(4, 1, 1.5) == (1.5, 0.0, 0.0, 0.0)
     assert region_weights(3, 3, 2.0) == (2.0, 2.0, 2.0)
+
+
+def test_cost_is_that_of_positions_and_signs_matrix_by_matrix() -> None:
+    """Equal magnitudes: the expected counts are exact. Entries that are 0 are never kept, and pay for the others."""
+    sampled = Sampled(vector_of({"a": torch.ones(40, 50), "b": torch.zeros(10, 100)}), 1)
+    expected = EVENLY * (2000 * entropy(0.1) + 200)
+    assert sampled.cost((1.0,), 200) == pytest.approx(expected, rel=1e-6)
+    assert sampled.cost((1.0,), 0) == 0.0
+    assert sampled.cost((1.0,), 2000) == sampled.cost((1.0,), 3000) == pytest.approx(EVENLY * 2000)

@@ -13,6 +13,7 @@ from tests.delta.test_encode import assert_same, bits, read_back
 
 from patchbay.delta import Factors, SparseRows
 from patchbay.delta.codecs import VALUES, Positions, Shape
+from patchbay.delta.decode import MOST_RANKS
 from patchbay.delta.encode import Streams
 
 
@@ -43,8 +44,12 @@ def test_what_add_low_rank_returns_is_what_a_reader_sees(
     streams = Streams()
     returned = streams.add_low_rank("w", bands, torch.bfloat16)
     seen = read_back(streams)
-    assert (seen.matrices, seen.vectors, seen.factors.keys()) == ({}, {}, {"w"})
-    assert_same(sides(seen.factors["w"]), sides(returned))
+    if returned.rank <= MOST_RANKS:
+        assert (seen.matrices, seen.vectors, seen.factors.keys()) == ({}, {}, {"w"})
+        assert_same(sides(seen.factors["w"]), sides(returned))
+    else:
+        assert (seen.matrices, seen.factors) == ({}, {})
+    assert torch.equal(seen.difference("w"), returned.to_dense())
     exact = sum((left.double() @ right.double().T for left, right, _ in bands), torch.zeros(()))
     worst = max({"fp32": 1e-6, "bf16": 2**-7, "int8": 0.02}.get(encoding, 10) for *_, encoding in bands)
     assert float((returned.to_dense().double() - exact).abs().max()) <= worst * len(bands) * 60
@@ -100,3 +105,24 @@ def test_only_a_pruned_matrix_has_factors_beside_its_values() -> None:
     streams.add_whole("w", torch.zeros(3, 3), "bf16", torch.float32)
     with pytest.raises(AssertionError, match="only a pruned matrix"):
         streams.add_factors("w", [(torch.ones(3, 1), torch.ones(3, 1), "fp32")])
+
+
+@pytest.mark.parametrize("rank", [MOST_RANKS, MOST_RANKS + 1])
+@pytest.mark.parametrize("kept", [True, False])
+def test_many_ranks_are_multiplied_out(rank: int, kept: bool) -> None:
+    """Every request would pay for each; the difference is the same to the bit."""
+    generator = torch.Generator().manual_seed(rank)
+    bands = [(torch.randn(40, rank, generator=generator), torch.randn(30, rank, generator=generator), "int8")]
+    streams = Streams()
+    if kept:
+        streams.add_sparse("w", SparseRows((40, 30), torch.arange(9), torch.ones(9)), "fp32", torch.float32)
+        factors = streams.add_factors("w", bands)
+    else:
+        factors = streams.add_low_rank("w", bands, torch.float32)
+    expected = factors.to_dense()
+    expected.view(-1)[: 9 if kept else 0] += 1
+    seen = read_back(streams)
+    assert torch.equal(seen.difference("w"), expected)
+    is_whole = rank > MOST_RANKS
+    assert ("w" in seen.vectors, "w" in seen.factors) == (is_whole, not is_whole)
+    assert ("w" in seen.matrices) == (kept and not is_whole)

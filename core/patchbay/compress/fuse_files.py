@@ -208,7 +208,7 @@ def _write(
 
 
 def _add(streams: Streams, norms: Norms, fused: Fused, tasks: Sequence[Delta], missing: frozenset[str]) -> float:
-    """The density: kept entries over all entries of the sparse matrices."""
+    """The density: kept entries over all entries of matrices that are sparse or have factors."""
     kept = total = 0
     for name in sorted(fused.matrices.keys() | fused.factors.keys()):
         if name not in missing:

@@ -51,8 +51,8 @@ class Fused:
 class Fusion:
     """Pruned task vectors with their kept entries aligned, which is the slow part, to be fused with many weights.
 
-    Memory is a position and a value for each kept entry of each task; matrices do not become dense, but where factors
-    are more than a matrix has ranks. What a tensor has as factors is fused apart from what it keeps beside them.
+    Memory is a position and a value for each kept entry of each task. Matrices do not become dense, but where a task
+    stores one whole, or all tasks' factors together have more ranks than it can.
     Raises InvalidRecipe where there are no task vectors, WrongShape where two of them disagree about a tensor.
     """
 
@@ -64,11 +64,13 @@ class Fusion:
         dense = {name for task in tasks for name in task.vectors}
         dense |= {name for name, parts in factored.items() if _rank(parts) > min(_sides(parts))}
         sparse = {name for task in tasks for name in task.matrices} - dense
-        for name in sparse & factored.keys():
-            shapes = [rows.shape for rows in _sparse(tasks, name).values()]
-            _common_shape(name, [*shapes, *(part.shape for part in factored[name].values())])
-        self._factored = {name: parts for name, parts in factored.items() if name not in dense}
-        self._matrices = {name: _Aligned.of(name, _sparse(tasks, name)) for name in sorted(sparse)}
+        aligned = {name: _Aligned.of(name, _sparse(tasks, name)) for name in sorted(sparse)}
+        self._matrices = {name: rows for name, rows in aligned.items() if name not in factored}
+        self._factored = {
+            name: _Factored(parts, aligned.get(name)) for name, parts in factored.items() if name not in dense
+        }
+        for name, both in self._factored.items():
+            _common_shape(name, [*(part.shape for part in both.parts.values()), *both.kept_shapes])
         self._vectors = {name: _dense(tasks, name) for name in sorted(dense)}
 
     def fuse(self, weights: Sequence[float], *, scale: float = 1.0, literal: bool = False) -> Fused:
@@ -78,10 +80,12 @@ class Fusion:
         Computed in float64, rounded once. Raises InvalidRecipe for weights that do not fit or that sum to nothing.
         """
         factors = self._factors(weights, scale, literal)
+        products = {name: both.fuse(factors, count=not literal) for name, both in self._factored.items()}
+        matrices = {name: aligned.fuse(factors, count=not literal) for name, aligned in self._matrices.items()}
         return Fused(
-            {name: aligned.fuse(factors, count=not literal) for name, aligned in self._matrices.items()},
+            matrices | {name: rows for name, (_, rows) in products.items() if rows is not None},
             {name: _fuse_dense(parts, factors, count=not literal) for name, parts in self._vectors.items()},
-            {name: _fuse_factors(parts, factors, count=not literal) for name, parts in self._factored.items()},
+            {name: product for name, (product, _) in products.items()},
         )
 
     def _factors(self, weights: Sequence[float], scale: float, literal: bool) -> list[float]:
@@ -157,12 +161,52 @@ class _Aligned:
         return cls(shape, positions, counts, {number: (places[number], values[number]) for number in kept})
 
     def fuse(self, factors: Sequence[float], *, count: bool) -> SparseRows:
+        total = self.sum(factors)
+        return SparseRows(self.shape, self.positions, (total / self.counts if count else total).float())
+
+    def sum(self, factors: Sequence[float]) -> torch.Tensor:
+        """float64, at `positions`."""
         total = torch.zeros(len(self.positions), dtype=torch.float64)
         for number, (places, values) in self.tasks.items():
             total.index_add_(0, places, values.double(), alpha=factors[number])
-        if count:
-            total /= self.counts
-        return SparseRows(self.shape, self.positions, total.float())
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Factored:
+    """One matrix that tasks have as factors, which keep every entry: `parts` by number of the task. `kept`: what any
+    task keeps, beside factors or without.
+    """
+
+    parts: Mapping[int, Factors]
+    kept: _Aligned | None
+
+    @property
+    def kept_shapes(self) -> list[tuple[int, ...]]:
+        return [] if self.kept is None else [self.kept.shape]
+
+    def fuse(self, factors: Sequence[float], *, count: bool) -> tuple[Factors, SparseRows | None]:
+        """The factors side by side over their number, and what kept entries make of the product at their places."""
+        over = len(self.parts) if count else 1
+        left = torch.cat([part.left.double() * (factors[n] / over) for n, part in self.parts.items()], 1)
+        right = torch.cat([part.right for part in self.parts.values()], 1)
+        product = Factors(next(iter(self.parts.values())).shape, left.float(), right)
+        if self.kept is None:
+            return product, None
+        row, column = self.kept.positions.long() // len(right), self.kept.positions.long() % len(right)
+        there = (left[row] * right.double()[column]).sum(1)
+        counts = over + (self._without_factors() if count else 0)
+        values = (over * there + self.kept.sum(factors)) / counts - there
+        return product, SparseRows(self.kept.shape, self.kept.positions, values.float())
+
+    def _without_factors(self) -> torch.Tensor:
+        """How many tasks keep each of the entries, of those without factors."""
+        assert self.kept is not None
+        counts = torch.zeros(len(self.kept.positions), dtype=torch.float64)
+        for number, (places, _) in self.kept.tasks.items():
+            if number not in self.parts:
+                counts.index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
+        return counts
 
 
 def _sparse(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, SparseRows]:
@@ -191,13 +235,6 @@ def _rank(parts: Mapping[int, Factors]) -> int:
 def _sides(parts: Mapping[int, Factors]) -> tuple[int, int]:
     first = next(iter(parts.values()))
     return len(first.left), len(first.right)
-
-
-def _fuse_factors(parts: Mapping[int, Factors], factors: Sequence[float], *, count: bool) -> Factors:
-    over = len(parts) if count else 1
-    left = torch.cat([part.left.double() * (factors[number] / over) for number, part in parts.items()], 1).float()
-    right = torch.cat([part.right for part in parts.values()], 1)
-    return Factors(next(iter(parts.values())).shape, left, right)
 
 
 def _fuse_dense(tasks: Mapping[int, torch.Tensor], factors: Sequence[float], *, count: bool) -> torch.Tensor:

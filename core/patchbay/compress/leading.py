@@ -24,8 +24,8 @@ BITS = 4  # of a number of a singular vector, on average: what the mixed encodin
 
 @dataclass
 class Leading:
-    """Singular vectors of one task vector at any budget. The last ones asked for are kept, and of each matrix as many
-    as take an eighth of its numbers.
+    """Singular vectors of one task vector at any budget. The last ones asked for are kept, and of each matrix with a
+    side up to EXACT_SIDE as many as take an eighth of its numbers.
     """
 
     vector: Vector

@@ -63,7 +63,7 @@ class Mixture:
     def rule(self, density: float) -> Choice:
         """Region and scale without calibration inputs, and no singular vectors."""
         keep = num_kept(density, self.vector.numel)
-        inside, scale = self._regions.best(keep, _regions(density, self.groups, self.vector.numel))
+        inside, scale = self._regions.best(keep, _allowed(density, self.groups, self.vector.numel))
         return Choice(inside, scale, region_weights(self.groups, inside, scale))
 
     def beside(self, choice: Choice, share: float, allocation: Allocation, density: float) -> Choice:
@@ -76,11 +76,11 @@ class Mixture:
 
     def regions(self, choice: Choice, density: float) -> list[int]:
         """How many groups may be sampled from: they hold at least twice the entries that are kept, or they are all."""
-        return _regions(self._left(choice, density), self.groups, self.vector.numel)
+        return _allowed(self._left(choice, density), self.groups, self.vector.numel)
 
     def _left(self, choice: Choice, density: float) -> float:
         """What the bits that singular vectors leave are a draw of, about."""
-        return _density((1 - choice.share) * self._bits(density)) if choice.share else density
+        return nominal_density((1 - choice.share) * self._affordable(density)) if choice.share else density
 
     @cached_property
     def _regions(self) -> Regions:
@@ -103,17 +103,19 @@ class Mixture:
         """Singular vectors and what is sampled beside them. The last ones are kept: weights are searched over them."""
         if self._last is None or self._last[0] != (choice, density):
             columns = self._columns if choice.columns else {}
-            bands = self._leading.bands(choice.share * self._bits(density), choice.allocation) if choice.share else {}
+            bands = (
+                self._leading.bands(choice.share * self._affordable(density), choice.allocation) if choice.share else {}
+            )
             rest = self._leading.rest(bands) if bands else self.vector
             sampled = Sampled(rest, self.groups, columns) if bands or columns else self._plain
             self._last = (choice, density), (bands, sampled)
         return self._last[1]
 
-    def _bits(self, density: float) -> float:
+    def _affordable(self, density: float) -> float:
         """Bits an entry that a draw of this density takes by the rule."""
         if density not in self._spent:
             price = _price(self._plain, self.rule(density).weights, min(density, 0.5))
-            self._spent[density] = price * _bits(density)
+            self._spent[density] = price * nominal_bits(density)
         return self._spent[density]
 
     def _keep(self, choice: Choice, density: float, sampled: Sampled) -> int:
@@ -124,9 +126,9 @@ class Mixture:
         key = replace(choice, weights=()), density
         if key not in self._kept:
             weights = region_weights(self.groups, choice.inside, choice.scale)
-            bits = (1 - choice.share) * self._bits(density)
-            price = _price(sampled, weights, min(_density(bits), 0.5))
-            self._kept[key] = num_kept(_density(bits / price), self.vector.numel)
+            bits = (1 - choice.share) * self._affordable(density)
+            price = _price(sampled, weights, min(nominal_density(bits), 0.5))
+            self._kept[key] = num_kept(nominal_density(bits / price), self.vector.numel)
         return self._kept[key]
 
 
@@ -144,26 +146,26 @@ def _in_order(draws: Iterator[tuple[str, Callable[[torch.Tensor], SparsePart]]],
     return prune
 
 
-def _regions(density: float, groups: int, total: int) -> list[int]:
+def _allowed(density: float, groups: int, total: int) -> list[int]:
     bounds = geometric_bounds(groups, total)
     smallest = next((m + 1 for m, bound in enumerate(bounds) if bound >= 2 * density * total), groups)
     return list(range(min(smallest, groups), groups + 1))
 
 
-def _bits(density: float) -> float:
+def nominal_bits(density: float) -> float:
     """What an entry costs that is drawn with this density: its position and its sign; from half of the entries on more
     and more for multiples, until every entry has a value of eight bits.
     """
     return entropy(density) + density if density <= 0.5 else 1.5 + 13 * (density - 0.5)
 
 
-def _density(bits: float) -> float:
-    """The inverse of `_bits`."""
+def nominal_density(bits: float) -> float:
+    """The inverse of `nominal_bits`."""
     return density_of(bits) if bits <= 1.5 else min(1.0, 0.5 + (bits - 1.5) / 13)
 
 
 def _price(sampled: Sampled, weights: Sequence[float], density: float) -> float:
-    """What a draw takes, over what `_bits` says."""
+    """What a draw takes, over what `nominal_bits` says."""
     total = sampled.vector.numel
     keep = num_kept(density, total)
-    return sampled.cost(weights, keep) / (total * _bits(keep / total)) if keep else 1.0
+    return sampled.cost(weights, keep) / (total * nominal_bits(keep / total)) if keep else 1.0

@@ -39,7 +39,7 @@ class Weighted(NamedTuple):
 
 @dataclass
 class Sampled:
-    """The candidates of one task vector at one number of kept entries. `columns` weighs the input columns."""
+    """The draws from one task vector. `columns` weighs the input columns."""
 
     vector: Vector
     groups: int

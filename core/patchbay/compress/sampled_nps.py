@@ -6,6 +6,7 @@ region and scale, then every group's weight. Found at one density and used at an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,8 @@ class SampledNps:
             with suppress(BudgetSpent):
                 self._score(self.choice, density)
                 best = self._find_share(self.choice, density)
-                self._better(best, replace(best, columns=True), density)
+                if best.share < 1:
+                    self._better(best, replace(best, columns=True), density)
 
     def tune(self, density: float) -> None:
         if self.choice is None:
@@ -147,9 +149,10 @@ class SampledNps:
         return replace(best, weights=(*found.best.point, *outside))
 
     def _better(self, one: Choice, other: Choice, density: float) -> Choice:
-        """`other` if its score is higher. The better one is what is left of a search that ends here."""
+        """`other` if its score is higher, or the first that is no NaN; what is left of a search that ends here."""
         self.choice = one
-        if self._score(other, density) > self._score(one, density):
+        score, before = self._score(other, density), self._score(one, density)
+        if score > before or (math.isnan(before) and not math.isnan(score)):
             self.choice = other
         return self.choice
 

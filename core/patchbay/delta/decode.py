@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from patchbay.delta.neurons import decode_neurons
 from patchbay.delta.streams import OWN_VALUES, ReadStream, Stream, factor_parts, value_kinds
 from patchbay.errors import DeltaError, MalformedDelta, NonFiniteValue
 
+MOST_RANKS = 16  # of factors that stay factors
 MAX_FACTORED = 2.0**127  # half of what fp32 holds: sums are rounded, and may end above their bound
 
 
@@ -52,7 +53,7 @@ def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True, read_ba
         parts.factors,
     )
     _check_finite(delta, finite)
-    return delta
+    return _multiplied_out(delta)
 
 
 @dataclass
@@ -196,6 +197,16 @@ def _check_finite(delta: Delta, bits_too: bool) -> None:
     for name, tensor in sorted(parts, key=lambda part: part[0]):
         if not all_finite(tensor):
             raise NonFiniteValue(f"{name!r} contains NaN or infinity", param=name)
+
+
+def _multiplied_out(delta: Delta) -> Delta:
+    """Factors of many ranks become whole differences: every use of them would pay for each rank."""
+    whole = {name: delta.difference(name) for name, factors in delta.factors.items() if factors.rank > MOST_RANKS}
+    if not whole:
+        return delta
+    matrices = {name: rows for name, rows in delta.matrices.items() if name not in whole}
+    factored = {name: factors for name, factors in delta.factors.items() if name not in whole}
+    return replace(delta, matrices=matrices, vectors={**delta.vectors, **whole}, factors=factored)
 
 
 def _may_overflow(delta: Delta, name: str) -> bool:

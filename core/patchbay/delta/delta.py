@@ -57,7 +57,7 @@ class Delta:
 
     manifest: Manifest
     matrices: Mapping[str, SparseRows]
-    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, lossless matrices
+    vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, matrices stored whole
     added: Mapping[str, torch.Tensor]
     copied: Mapping[str, torch.Tensor]
     exceptions: Mapping[str, Exceptions]
@@ -83,6 +83,10 @@ class Delta:
 
     def __contains__(self, name: str) -> bool:
         return name in self.matrices or name in self.vectors or name in self.factors
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether only kept entries of the tensor change."""
+        return name in self.matrices and name not in self.factors
 
     def difference(self, name: str) -> torch.Tensor:
         """The whole fp32 difference of one tensor, dense. Raises KeyError where the delta has none."""

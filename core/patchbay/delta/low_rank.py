@@ -21,6 +21,10 @@ class Factors:
     right: torch.Tensor
 
     @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    @property
     def num_bytes(self) -> int:
         return self.left.nbytes + self.right.nbytes
 

@@ -105,7 +105,11 @@ class Patcher:
     ) -> None:
         tensor, axis = self.backbone.tensor(name), self.backbone.specs[name].neuron_axis or 0
         if bool((plan.base_scale == 1).all()):
-            positions, difference = _merged_entries(list(_scaled_parts(name, plan, deltas, tensor, axis)), tensor)
+            parts = _scaled_parts(name, plan, deltas, tensor, axis)
+            # Whole differences are summed one by one: a list of them would be as many tensors.
+            several = sum(name in delta for delta in deltas) > 1
+            is_whole = several and any(name in delta and not delta.is_sparse(name) for delta in deltas)
+            positions, difference = (None, _scaled_sum(parts, tensor)) if is_whole else _merged(list(parts), tensor)
             before = tensor.view(-1) if positions is None else tensor.view(-1)[positions]
             _overwrite(tensor, positions, apply_difference(before, difference, tensor.dtype), saved)
         else:
@@ -123,16 +127,12 @@ class Patcher:
                 _overwrite(tensor, positions, exceptions.bits.to(tensor.device, tensor.dtype), saved)
 
 
-def _merged_entries(parts: Sequence[Part], tensor: torch.Tensor) -> Part:
-    """Positions that any delta touches, and sum_t C_t D_t there."""
+def _merged(parts: Sequence[Part], tensor: torch.Tensor) -> Part:
+    """One part as it is; of several, the positions that any touches, and sum_t C_t D_t there."""
     if len(parts) == 1:
         return parts[0]
-    listed = [positions for positions, _ in parts if positions is not None]
-    total = _scaled_sum(parts, tensor)
-    if len(listed) < len(parts):
-        return None, total
-    positions = torch.unique(torch.cat(listed))
-    return positions, total[positions]
+    positions = torch.unique(torch.cat([listed for listed, _ in parts if listed is not None]))
+    return positions, _scaled_sum(parts, tensor)[positions]
 
 
 def _scaled_sum(parts: Iterable[Part], tensor: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _scaled_parts(
     name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int
 ) -> Iterator[Part]:
     for coefficients, delta in zip(plan.coefficients.to(tensor.device), deltas, strict=True):
-        if name in delta.matrices and name not in delta.factors:
+        if delta.is_sparse(name):
             positions = delta.matrices[name].positions.to(tensor.device, torch.int64)
             values = delta.matrices[name].values.to(tensor.device)
             yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
