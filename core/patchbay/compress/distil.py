@@ -7,13 +7,15 @@ the error of pruning. BitDelta (arXiv 2402.10193) distils its scales so; here no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
+from patchbay.backbone import Backbone
 from patchbay.compress.calibration import Judge
 from patchbay.compress.parts import DensePart, Part, Progress, SparsePart
 from patchbay.compress.problem import Problem
@@ -41,14 +43,14 @@ class _Variable:
 
     resident: torch.Tensor
     positions: torch.Tensor | slice | None
-    base: torch.Tensor
+    base: Callable[[], torch.Tensor]  # fp32
     difference: torch.Tensor
     value: torch.Tensor  # what Adam moves: the difference itself, or one scale
 
     def write(self) -> None:
         """round(base + difference) into the model: the master copy is fp32 whatever the model's dtype is."""
         step = self.value if self.positions is None else self.value * self.difference
-        merged = (self.base + step).to(self.resident.dtype)
+        merged = (self.base() + step).to(self.resident.dtype)
         with torch.no_grad():
             if self.positions is None:
                 self.resident.copy_(merged)
@@ -122,12 +124,15 @@ def _variables(problem: Problem, judge: Judge, parts: Mapping[str, Part], vector
         resident = places[name]
         if resident is not None:
             positions, difference = _entries(part)
-            base = resident.detach().view(-1)[positions].to(torch.float32, copy=True)
+            if isinstance(positions, slice):  # the file is read for every step: what is patched has a copy already
+                base = partial(_stored, judge.backbone, name, resident)
+            else:
+                base = partial(_same, resident.detach().view(-1)[positions].float())
             tuned[name] = _Variable(resident, positions, base, difference, torch.ones(1))
     for name, difference in problem.whole.items() if vectors else ():
         resident = places[name]
         if resident is not None:
-            base = resident.detach().float().clone()
+            base = partial(_same, resident.detach().float().clone())
             tuned[name] = _Variable(resident, None, base, difference, difference.clone())
     return tuned
 
@@ -137,6 +142,15 @@ def _entries(part: Part) -> tuple[torch.Tensor | slice, torch.Tensor]:
         return part.rows.positions.long(), part.rows.values
     dense = part.difference if isinstance(part, DensePart) else part.to_dense()
     return slice(None), dense.reshape(-1)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _stored(backbone: Backbone, name: str, resident: torch.Tensor) -> torch.Tensor:
+    """As it is without any patch."""
+    return backbone.stored(name).to(resident).reshape(-1).float()
 
 
 @contextmanager
