@@ -101,9 +101,20 @@ def scaled(part: Part, scale: float) -> Part:
             return replace(part, bands=_scaled_bands(part.bands, scale))
 
 
+class QuickFactors(Factors):
+    """Of a candidate that no file holds: multiplied out by a matrix product, whose last bits are the machine's."""
+
+    __slots__ = ()
+
+    def to_dense(self) -> torch.Tensor:
+        product: torch.Tensor = self.left @ self.right.T
+        return product.reshape(self.shape)
+
+
 def joined(shape: tuple[int, ...], bands: Sequence[Band]) -> Factors:
     """All bands' factors side by side."""
-    return Factors(shape, torch.cat([left for left, _, _ in bands], 1), torch.cat([right for _, right, _ in bands], 1))
+    lefts, rights = [left for left, _, _ in bands], [right for _, right, _ in bands]
+    return QuickFactors(shape, torch.cat(lefts, 1), torch.cat(rights, 1))
 
 
 def _scaled_bands(bands: Sequence[Band], scale: float) -> tuple[Band, ...]:
