@@ -22,6 +22,7 @@ from patchbay.compress.parts import Progress
 from patchbay.compress.search import Evaluation, SearchResult
 from patchbay.compress.statistics import Norms
 from patchbay.delta import Delta, DeltaFile, Factors, SparseRows, read_delta, write_delta
+from patchbay.delta.delta import multiplied_out
 from patchbay.delta.encode import Streams
 from patchbay.delta.manifest import DTYPES, Base, Compression, Manifest, Provenance
 from patchbay.errors import InvalidRecipe
@@ -229,8 +230,8 @@ def _add_matrix(
     if rows is None:
         assert factors is not None
         return streams.add_low_rank(name, bands, dtype, factors.shape).to_dense()
-    stored = streams.add_sparse(name, rows, VALUES, dtype).to_dense()
-    return stored + streams.add_factors(name, bands).to_dense() if bands else stored
+    stored = streams.add_sparse(name, rows, VALUES, dtype)
+    return multiplied_out(stored, streams.add_factors(name, bands)) if bands else stored.to_dense()
 
 
 def _dtype(name: str, tasks: Sequence[Delta]) -> torch.dtype:

@@ -14,6 +14,7 @@ import torch
 
 from patchbay.compress.search import DEFAULT_BOUNDS, Evaluation, Interval, Method, Point, SearchResult, maximise
 from patchbay.delta import Factors, SparseRows
+from patchbay.delta.delta import multiplied_out
 from patchbay.errors import InvalidRecipe, WrongShape
 
 
@@ -45,7 +46,7 @@ class Fused:
         rows, factors = self.matrices.get(name), self.factors.get(name)
         if factors is None:
             return self.matrices[name].to_dense()
-        return factors.to_dense() if rows is None else factors.to_dense() + rows.to_dense()
+        return multiplied_out(rows, factors)
 
 
 class Fusion:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from patchbay.delta import Factors, SparseRows
+from patchbay.delta.delta import multiplied_out
 
 Progress = Callable[[int, int, str], None]
 # What may be tuned once entries are chosen: nothing, one scale a matrix, or norms and biases as well.
@@ -33,8 +34,8 @@ class SparsePart:
         return joined(self.rows.shape, self.bands) if self.bands else None
 
     def to_dense(self) -> torch.Tensor:
-        dense = self.rows.to_dense()
-        return dense if self.factors is None else dense + self.factors.to_dense()
+        factors = self.factors
+        return self.rows.to_dense() if factors is None else multiplied_out(self.rows, factors)
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> SparsePart:

@@ -17,7 +17,7 @@ from patchbay.compress.options import LOSSLESS, ONE_SIZE, Options
 from patchbay.compress.parts import DensePart, LowRankPart, Part, Progress, SparsePart, scaled
 from patchbay.compress.statistics import Norms, neuron_statistics
 from patchbay.delta import DeltaFile, Manifest, write_delta
-from patchbay.delta.delta import find_exceptions
+from patchbay.delta.delta import find_exceptions, multiplied_out
 from patchbay.delta.encode import DTYPE_NAMES, Streams
 from patchbay.delta.manifest import FORMAT_VERSION, Base, Compression, Provenance, Statistics, Token
 from patchbay.errors import FinetuneMismatch
@@ -173,8 +173,8 @@ def _add(streams: Streams, name: str, part: Part, dtype: torch.dtype) -> torch.T
         case SparsePart():
             values = _SPARSE_VALUES.get(part.values, part.values)
             times = part.multiples
-            stored = streams.add_sparse(name, part.rows, values, dtype, seed=part.seed, multiples=times).to_dense()
-            return stored + streams.add_factors(name, part.bands).to_dense() if part.bands else stored
+            rows = streams.add_sparse(name, part.rows, values, dtype, seed=part.seed, multiples=times)
+            return multiplied_out(rows, streams.add_factors(name, part.bands)) if part.bands else rows.to_dense()
         case DensePart():
             return streams.add_whole(name, part.difference, _SPARSE_VALUES.get(part.values, part.values), dtype)
         case LowRankPart():

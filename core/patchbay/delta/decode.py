@@ -53,7 +53,7 @@ def decode(manifest: Manifest, read: ReadStream, *, finite: bool = True, read_ba
         parts.factors,
     )
     _check_finite(delta, finite)
-    return _multiplied_out(delta)
+    return _without_high_ranks(delta)
 
 
 @dataclass
@@ -199,7 +199,7 @@ def _check_finite(delta: Delta, bits_too: bool) -> None:
             raise NonFiniteValue(f"{name!r} contains NaN or infinity", param=name)
 
 
-def _multiplied_out(delta: Delta) -> Delta:
+def _without_high_ranks(delta: Delta) -> Delta:
     """Factors of many ranks become whole differences: every use of them would pay for each rank."""
     whole = {name: delta.difference(name) for name, factors in delta.factors.items() if factors.rank > MOST_RANKS}
     if not whole:

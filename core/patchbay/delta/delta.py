@@ -94,11 +94,15 @@ class Delta:
             return self.vectors[name]
         if name not in self.factors:
             return self.matrices[name].to_dense()
-        dense = self.factors[name].to_dense()
-        if name in self.matrices:
-            rows = self.matrices[name]
-            dense.view(-1)[rows.positions.long()] += rows.values
-        return dense
+        return multiplied_out(self.matrices.get(name), self.factors[name])
+
+
+def multiplied_out(rows: SparseRows | None, factors: Factors) -> torch.Tensor:
+    """A difference with factors, dense: the product, then the kept entries' values added to it."""
+    dense = factors.to_dense()
+    if rows is not None:
+        dense.view(-1)[rows.positions.long()] += rows.values
+    return dense
 
 
 def apply_difference(base: torch.Tensor, difference: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
