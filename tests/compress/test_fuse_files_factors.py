@@ -16,6 +16,7 @@ from patchbay.compress.calibration import Judge
 from patchbay.compress.fuse_files import FusionReport, fuse_files
 from patchbay.compress.reconstruct import reconstruct
 from patchbay.delta import Delta
+from patchbay.errors import InvalidRecipe
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,15 @@ def test_weights_are_searched_over_factors(base: Path, tmp_path: Path) -> None:
     score = sum(judge.score(decoded(base, tmp_path / "out")) for judge in judges) / 2
     assert report.evaluations == 5
     assert report.score == pytest.approx(score, rel=0.05)  # before rounding
+
+
+def test_a_fusion_that_no_reader_would_take_is_refused_and_leaves_what_was_there(base: Path, tmp_path: Path) -> None:
+    """Factors near the end of fp32, times ten."""
+    large = hybrid_file(base, tmp_path / "t0", {MATRIX: "low_rank"}, scale=2.0**60)
+    files = {"t0": large, "t1": hybrid_file(base, tmp_path / "t1", {MATRIX: "low_rank"})}
+    before = (tmp_path / "t1").read_bytes()
+    with pytest.raises(InvalidRecipe, match="choose smaller ones") as refused:
+        fuse_files(base, files, tmp_path / "t1", lambdas=[10.0, 1.0])
+    assert refused.value.param == "lambdas"
+    assert (tmp_path / "t1").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"t0", "t1"}

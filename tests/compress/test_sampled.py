@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -12,9 +13,10 @@ from tests.compress.problems import flat, random_tensors, tensors, vector_of
 
 from patchbay.compress.budget import entropy
 from patchbay.compress.parts import SparsePart
-from patchbay.compress.sampled import EVENLY, Sampled, region_weights
+from patchbay.compress.sampled import EVENLY, WHOLE, Sampled, region_weights
 from patchbay.compress.sampling import solve_rate
 from patchbay.delta.encode import Streams
+from patchbay.delta.frames import pack
 
 Tensors = Mapping[str, torch.Tensor]
 WEIGHTS = st.lists(st.one_of(st.floats(0, 4), st.just(0.0)), min_size=1, max_size=8).map(tuple)
@@ -188,4 +190,31 @@ def test_cost_is_that_of_positions_and_signs_matrix_by_matrix() -> None:
     expected = EVENLY * (2000 * entropy(0.1) + 200)
     assert sampled.cost((1.0,), 200) == pytest.approx(expected, rel=1e-6)
     assert sampled.cost((1.0,), 0) == 0.0
-    assert sampled.cost((1.0,), 2000) == sampled.cost((1.0,), 3000) == pytest.approx(EVENLY * 2000)
+    # Kept in full: a byte each, and no position is left open.
+    assert sampled.cost((1.0,), 2000) == sampled.cost((1.0,), 3000) == pytest.approx(WHOLE * 2000)
+
+
+def test_cost_counts_the_multiples_of_entries_kept_for_certain() -> None:
+    """Ten entries of 2.5 constants: five are kept twice, five three times, 190 of the others once."""
+    matrix = torch.ones(20, 100)
+    matrix[0, :10] = 2.5 * 1990 / 190
+    sampled = Sampled(vector_of({"a": matrix}), 1)
+    shares = (190 / 200, 5 / 200, 5 / 200)
+    multiples = -200 * sum(share * math.log2(share) for share in shares)
+    expected = EVENLY * (2000 * entropy(0.1) + 200) + multiples
+    assert sampled.cost((1.0,), 200) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3, 0.6, 1.0])
+def test_cost_is_near_the_size_of_the_streams(density: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Heavy tails, as those of task vectors: few entries are many constants large.
+    matrix = torch.randn(400, 500, generator=generator) * torch.randn(400, 500, generator=generator).exp()
+    sampled = Sampled(vector_of({"a": matrix}), 8)
+    keep = int(density * matrix.numel())
+    (name, part), *_ = sampled.parts((1.0,) * 8, keep, 0)
+    assert isinstance(part, SparsePart)
+    streams = Streams()
+    streams.add_sparse(name, part.rows, part.values, torch.float32, multiples=part.multiples)
+    stored = sum(len(pack(data)) for data in streams.streams.values())
+    assert sampled.cost((1.0,) * 8, keep) == pytest.approx(8 * stored, rel=0.3)

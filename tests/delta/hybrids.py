@@ -18,13 +18,21 @@ KINDS = ("hybrid", "low_rank", "sparse", "whole")
 
 
 def hybrid_file(
-    base: Path, out: Path, kinds: Mapping[str, str], *, seed: int = 0, tuned: Mapping[str, torch.Tensor] | None = None
+    base: Path,
+    out: Path,
+    kinds: Mapping[str, str],
+    *,
+    seed: int = 0,
+    tuned: Mapping[str, torch.Tensor] | None = None,
+    scale: float = 0.1,
 ) -> Path:
-    """A random difference of each named tensor, stored as its kind says; exceptions where `tuned` has other bits."""
+    """A random difference of each named tensor, stored as its kind says, its values or factors times `scale`;
+    exceptions where `tuned` has other bits.
+    """
     checkpoint, generator, streams = Checkpoint.open(base), torch.Generator().manual_seed(seed), Streams()
     for name, kind in kinds.items():
         before = checkpoint.read(name)
-        stored = _add(streams, name, kind, before, generator)
+        stored = _add(streams, name, kind, before, generator, scale)
         if tuned is not None:
             streams.add_exceptions(name, find_exceptions(before, stored, tuned[name]))
     entries, data = streams.finish()
@@ -47,9 +55,11 @@ def hybrid_delta(
     return read_delta(file, Architecture.of(checkpoint).specs, checkpoint.fingerprint)
 
 
-def _add(streams: Streams, name: str, kind: str, before: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _add(
+    streams: Streams, name: str, kind: str, before: torch.Tensor, generator: torch.Generator, scale: float
+) -> torch.Tensor:
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / 10
+        return torch.randn(shape, generator=generator) * scale
 
     shape = tuple(before.shape)
     if kind == "whole":

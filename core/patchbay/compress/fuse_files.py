@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from patchbay.delta import Delta, DeltaFile, Factors, SparseRows, read_delta, wr
 from patchbay.delta.delta import multiplied_out
 from patchbay.delta.encode import Streams
 from patchbay.delta.manifest import DTYPES, Base, Compression, Manifest, Provenance
-from patchbay.errors import InvalidRecipe
+from patchbay.errors import InvalidRecipe, NonFiniteValue
 from patchbay.execute.vocabulary import appended_rows
 from patchbay.merge.plan import merge_copied
 from patchbay.merge.recipe import MAX_WEIGHT
@@ -205,7 +206,14 @@ def _write(
         "provenance": _provenance(backbone, deltas),
         "tensors": entries,
     }
-    return write_delta(out, fields, data)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        fused = write_delta(Path(folder) / out.name, fields, data)
+        try:
+            fused.load(backbone.specs, backbone.fingerprint)
+        except NonFiniteValue as error:
+            raise InvalidRecipe(f"with these lambdas {error}: choose smaller ones", param="lambdas") from error
+        fused.path.replace(out)
+    return DeltaFile.open(out)
 
 
 def _add(streams: Streams, norms: Norms, fused: Fused, tasks: Sequence[Delta], missing: frozenset[str]) -> float:

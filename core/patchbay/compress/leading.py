@@ -12,7 +12,15 @@ from typing import Literal
 
 import torch
 
-from patchbay.compress.low_rank import Factors, affordable_rank, as_stored, is_exact, singular_factors, split_bands
+from patchbay.compress.low_rank import (
+    Factors,
+    affordable_rank,
+    as_stored,
+    is_exact,
+    singular_factors,
+    split_bands,
+    stored_bytes,
+)
 from patchbay.compress.parts import Band, Vector
 
 # How a budget is dealt out: the same bits an entry for every matrix, or to whichever vectors carry the most energy.
@@ -98,6 +106,12 @@ class Leading:
     def _sides(self) -> dict[str, int]:
         """Numbers that one vector on either side takes."""
         return {name: sum(shape) for name, shape in self._shapes.items()}
+
+
+def stored_bits(bands: Bands) -> int:
+    """Of all factors, before they are compressed further."""
+    listed = (band for parts in bands.values() for band in parts)
+    return 8 * sum(stored_bytes(values, left.shape[1], (len(left), len(right))) for left, right, values in listed)
 
 
 def _energies(tau: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from patchbay.compress.budget import density_of, entropy
-from patchbay.compress.leading import Allocation, Bands, Leading, less
+from patchbay.compress.leading import Allocation, Bands, Leading, less, stored_bits
 from patchbay.compress.parts import LowRankPart, Part, Pruner, SparsePart, Vector
 from patchbay.compress.prune import num_kept
 from patchbay.compress.region import Regions
@@ -80,7 +80,7 @@ class Mixture:
 
     def _left(self, choice: Choice, density: float) -> float:
         """What the bits that singular vectors leave are a draw of, about."""
-        return nominal_density((1 - choice.share) * self._affordable(density)) if choice.share else density
+        return nominal_density(self._unspent(choice, density)) if choice.share else density
 
     @cached_property
     def _regions(self) -> Regions:
@@ -103,13 +103,23 @@ class Mixture:
         """Singular vectors and what is sampled beside them. The last ones are kept: weights are searched over them."""
         if self._last is None or self._last[0] != (choice, density):
             columns = self._columns if choice.columns else {}
-            bands = (
-                self._leading.bands(choice.share * self._affordable(density), choice.allocation) if choice.share else {}
-            )
+            bands = self._bands(choice, density)
             rest = self._leading.rest(bands) if bands else self.vector
             sampled = Sampled(rest, self.groups, columns) if bands or columns else self._plain
             self._last = (choice, density), (bands, sampled)
         return self._last[1]
+
+    def _bands(self, choice: Choice, density: float) -> Bands:
+        return self._leading.bands(choice.share * self._affordable(density), choice.allocation) if choice.share else {}
+
+    def _unspent(self, choice: Choice, density: float) -> float:
+        """Bits an entry that singular vectors leave: their share too, of a matrix that it buys no vector. With nothing
+        but singular vectors, what cannot be spent is left over: few entries take more for their headers.
+        """
+        if choice.share == 1:
+            return 0.0
+        spent = stored_bits(self._bands(choice, density)) / self.vector.numel
+        return max(0.0, self._affordable(density) - spent)
 
     def _affordable(self, density: float) -> float:
         """Bits an entry that a draw of this density takes by the rule."""
@@ -126,7 +136,7 @@ class Mixture:
         key = replace(choice, weights=()), density
         if key not in self._kept:
             weights = region_weights(self.groups, choice.inside, choice.scale)
-            bits = (1 - choice.share) * self._affordable(density)
+            bits = self._unspent(choice, density)
             price = _price(sampled, weights, min(nominal_density(bits), 0.5))
             self._kept[key] = num_kept(nominal_density(bits / price), self.vector.numel)
         return self._kept[key]

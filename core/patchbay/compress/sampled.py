@@ -25,6 +25,8 @@ from patchbay.delta import SparseRows
 from patchbay.delta.codecs.digits import MAX_KINDS
 
 EVENLY = 0.87  # a systematic walk's positions and signs, over those of independent draws: measured on files
+WHOLE = 8.0  # bits of the sign and value of an entry that is kept in full
+KINDS = 1 << 12  # of multiples that are told apart: larger ones are as rare
 Scales = Mapping[str, torch.Tensor]  # name -> importance of an input column, broadcastable to the matrix
 
 
@@ -75,19 +77,16 @@ class Sampled:
             yield name, partial(self._part, name, positions, size, times, rate)
 
     def cost(self, weights: Sequence[float], keep: int) -> float:
-        """Bits that `keep` entries of the re-weighted vector will take, about: positions and a sign each.
+        """Bits that `keep` entries of the re-weighted vector will take, about: positions, signs and multiples.
 
         Matrices that keep more pay for matrices that keep less.
         """
+        if not keep:
+            return 0.0
         chosen = torch.tensor(weights, dtype=torch.float32)
         weighted = {name: self._weigh(name, chosen).magnitudes for name in self.vector.names}
-        rate = solve_rate(list(weighted.values()), keep) if keep else 0.0
-        bits = 0.0
-        for name, size in self.vector.sizes.items():
-            pieces = (piece.double().mul_(rate).nan_to_num_(nan=0.0).clamp_(max=1) for piece in chunks(weighted[name]))
-            count = min(float(size), sum(float(piece.sum()) for piece in pieces))
-            bits += size * entropy(count / size) + count
-        return EVENLY * bits
+        rate = solve_rate(list(weighted.values()), keep)
+        return sum(_bits(weighted[name], rate, size) for name, size in self.vector.sizes.items())
 
     def _part(
         self,
@@ -129,6 +128,24 @@ class Sampled:
         if name not in self.columns:
             return "sign_tensor"
         return "sign_column_log" if self.columns[name].shape[0] == 1 else "sign_row"
+
+
+def _bits(magnitudes: torch.Tensor, rate: float, size: int) -> float:
+    """What the draw of one matrix takes: expected counts of kept entries and of every multiple."""
+    if not math.isfinite(rate):
+        nonzero = int(torch.count_nonzero(magnitudes))
+        return EVENLY * size * entropy(nonzero / size) + WHOLE * nonzero
+    kinds = torch.zeros(KINDS, dtype=torch.float64)
+    for piece in chunks(magnitudes):
+        expected = piece.double().mul_(rate)
+        certain = expected[expected > 1].clamp_(max=KINDS - 1)
+        lower = certain.floor()
+        kinds += torch.bincount(lower.long(), 1 - (certain - lower), KINDS)
+        kinds += torch.bincount(lower.long() + 1, certain - lower, KINDS + 1)[:KINDS]
+        kinds[1] += expected[expected <= 1].sum()
+    count = min(float(size), float(kinds.sum()))
+    shares = kinds[kinds > 0] / kinds.sum()
+    return EVENLY * (size * entropy(count / size) + count) - count * float((shares * shares.log2()).sum())
 
 
 def region_weights(groups: int, inside: int, scale: float) -> tuple[float, ...]:
