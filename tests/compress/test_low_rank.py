@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchbay.compress import low_rank
-from patchbay.compress.low_rank import ENCODINGS, Band, as_stored, low_rank_bands, stored_bytes
+from patchbay.compress.low_rank import ENCODINGS, as_stored, low_rank_bands, stored_bytes
 from patchbay.delta.codecs import VALUES
+from patchbay.delta.low_rank import FactorPair
 
 
 def random_matrix(rows: int, columns: int, *, decay: float = 0.5, seed: int = 0) -> torch.Tensor:
@@ -21,18 +22,18 @@ def random_matrix(rows: int, columns: int, *, decay: float = 0.5, seed: int = 0)
     return torch.matmul(u * values, v.T)
 
 
-def read_back(bands: list[Band], tau: torch.Tensor) -> torch.Tensor:
+def read_back(bands: list[FactorPair], tau: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(len(tau), tau[0].numel())
     for left, right, encoding in bands:
         total += as_stored(left, encoding) @ as_stored(right, encoding).T
     return total.reshape(tau.shape)
 
 
-def relative_error(bands: list[Band], tau: torch.Tensor) -> float:
+def relative_error(bands: list[FactorPair], tau: torch.Tensor) -> float:
     return float((tau - read_back(bands, tau)).norm() / tau.norm())
 
 
-def num_bytes(bands: list[Band]) -> int:
+def num_bytes(bands: list[FactorPair]) -> int:
     """Counted from what the codecs really write."""
     total = 0
     for left, right, encoding in bands:

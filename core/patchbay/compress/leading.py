@@ -21,11 +21,12 @@ from patchbay.compress.low_rank import (
     split_bands,
     stored_bytes,
 )
-from patchbay.compress.parts import Band, Vector
+from patchbay.compress.parts import Vector
+from patchbay.delta.low_rank import FactorPair
 
 # How a budget is dealt out: the same bits an entry for every matrix, or to whichever vectors carry the most energy.
 Allocation = Literal["even", "energy"]
-Bands = Mapping[str, tuple[Band, ...]]
+Bands = Mapping[str, tuple[FactorPair, ...]]
 KEPT = 8  # of each matrix, vectors up to 1 / KEPT of its numbers
 BITS = 4  # of a number of a singular vector, on average: what the mixed encodings come to
 
@@ -70,7 +71,7 @@ class Leading:
         }
 
     def _find(self, budgets: Mapping[str, float]) -> Bands:
-        found: dict[str, tuple[Band, ...]] = {}
+        found: dict[str, tuple[FactorPair, ...]] = {}
         for name, bits in budgets.items():
             rank = affordable_rank(self._shapes[name], bits)
             if rank:
@@ -121,12 +122,12 @@ def _energies(tau: torch.Tensor) -> torch.Tensor:
     return energies
 
 
-def _stored(band: Band) -> Band:
+def _stored(band: FactorPair) -> FactorPair:
     left, right, values = band
     return as_stored(left, values), as_stored(right, values), values
 
 
-def less(tau: torch.Tensor, bands: Sequence[Band]) -> torch.Tensor:
+def less(tau: torch.Tensor, bands: Sequence[FactorPair]) -> torch.Tensor:
     """What `bands` leave of a matrix. A matrix product, whose last bits vary: what is left is only sampled from."""
     for left, right, _ in bands:
         tau = torch.sub(tau, (left @ right.T).reshape(tau.shape))

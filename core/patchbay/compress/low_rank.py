@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from patchbay.delta.codecs import VALUES
+from patchbay.delta.low_rank import FactorPair
 
-Band = tuple[torch.Tensor, torch.Tensor, str]
 Factors = tuple[torch.Tensor, torch.Tensor]
 Ranks = npt.NDArray[np.int64]  # [splits, encodings]
 
@@ -28,7 +28,7 @@ OVERSAMPLING = 16
 POWER_ITERATIONS = 4
 
 
-def low_rank_bands(tau: torch.Tensor, bits: float) -> list[Band]:
+def low_rank_bands(tau: torch.Tensor, bits: float) -> list[FactorPair]:
     """[(left [m, r_b], right [n, r_b], values)] with tau ~ sum_b left right^T and sum_b r_b <= min(m, n).
 
     `tau` [m, ...] is finite fp32 and taken as [m, n]. Each band's factors are singular vectors times the root of their
@@ -46,7 +46,7 @@ def affordable_rank(shape: Sequence[int], bits: float) -> int:
     return max(_affordable(cost, _budget(rows, columns, bits)) for cost in _costs(rows, columns))
 
 
-def split_bands(left: torch.Tensor, right: torch.Tensor, bits: float) -> list[Band]:
+def split_bands(left: torch.Tensor, right: torch.Tensor, bits: float) -> list[FactorPair]:
     """Factors as `singular_factors` gives them, dealt out among the encodings: `low_rank_bands` says how."""
     rows, columns = len(left), len(right)
     splits = _splits(_budget(rows, columns, bits), rows, columns, left.shape[1])

@@ -10,11 +10,11 @@ import torch
 
 from patchbay.delta import Factors, SparseRows
 from patchbay.delta.delta import multiplied_out
+from patchbay.delta.low_rank import FactorPair
 
 Progress = Callable[[int, int, str], None]
 # What may be tuned once entries are chosen: nothing, one scale a matrix, or norms and biases as well.
 Distils = Literal["nothing", "scales", "everything"]
-Band = tuple[torch.Tensor, torch.Tensor, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class SparsePart:
     values: str
     multiples: torch.Tensor | None = None
     seed: int | None = None
-    bands: tuple[Band, ...] = ()
+    bands: tuple[FactorPair, ...] = ()
 
     @property
     def factors(self) -> Factors | None:
@@ -56,7 +56,7 @@ class LowRankPart:
     """sum_b left_b right_b^T over bands (left [rows, r], right [columns, r], encoding)."""
 
     shape: tuple[int, ...]
-    bands: tuple[Band, ...]
+    bands: tuple[FactorPair, ...]
 
     @property
     def factors(self) -> Factors:
@@ -112,11 +112,11 @@ class QuickFactors(Factors):
         return product.reshape(self.shape)
 
 
-def joined(shape: tuple[int, ...], bands: Sequence[Band]) -> Factors:
+def joined(shape: tuple[int, ...], bands: Sequence[FactorPair]) -> Factors:
     """All bands' factors side by side."""
     lefts, rights = [left for left, _, _ in bands], [right for _, right, _ in bands]
     return QuickFactors(shape, torch.cat(lefts, 1), torch.cat(rights, 1))
 
 
-def _scaled_bands(bands: Sequence[Band], scale: float) -> tuple[Band, ...]:
+def _scaled_bands(bands: Sequence[FactorPair], scale: float) -> tuple[FactorPair, ...]:
     return tuple((left * scale, right, values) for left, right, values in bands)

@@ -16,11 +16,10 @@ from patchbay.delta.delta import Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Band, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
 from patchbay.delta.frames import shuffle
 from patchbay.delta.lossless import as_difference, encode_bits
-from patchbay.delta.low_rank import Factors
+from patchbay.delta.low_rank import FactorPair, Factors
 from patchbay.delta.neurons import decode_neurons, encode_neurons
 from patchbay.delta.streams import OWN_VALUES, Stream, factor_parts, value_kinds
 
-FactorPair = tuple[torch.Tensor, torch.Tensor, str]  # left [rows, rank], right [columns, rank], value encoding
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 Matrix = npt.NDArray[np.float32]
+FactorPair = tuple[torch.Tensor, torch.Tensor, str]  # left [rows, rank], right [columns, rank], value encoding
 BLOCK = 1 << 16  # entries that stay in a core's cache
 
 
