@@ -302,3 +302,12 @@ def test_wrong_base_and_damage_leave_nothing(llama: Path, llama_tuned: Path, tmp
     with pytest.raises(MalformedDelta):
         reconstruct(file, llama, out)
     assert not out.exists()
+
+
+def test_who_reads_one_file_reads_all(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """The weights are no secret of their owner beside a config that is none."""
+    base, tuned = model_folder("llama", layers=1), pico.rewrite(model_folder("llama", layers=1), tmp_path / "t", dict)
+    pico.delta(base, tuned, tmp_path / "d", density=0.1)
+    reconstruct(tmp_path / "d", base, tmp_path / "model")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert modes["model.safetensors"] == 0o644

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -236,3 +237,21 @@ def test_fitted_file_is_whole(fit: Callable[..., Report], model_folder: ModelFol
 def test_sizes_that_hardly_differ_say_nothing_of_the_next_density() -> None:
     assert _secant((0.316, 3596.0), (0.632, 3597.0), 4400.0) == 0.0  # and no overflow
     assert _secant((0.1, 100.0), (0.2, 200.0), 400.0) == pytest.approx(0.4)
+
+
+def test_what_a_model_is_called_does_not_change_what_is_kept(
+    model_folder: ModelFolder, finetune_folder: ModelFolder, tmp_path: Path
+) -> None:
+    base, tuned = model_folder("bert_classifier"), finetune_folder("bert_classifier")
+    same = shutil.copytree(tuned, tmp_path / "the-same-model-under-a-name-that-is-a-good-deal-longer")
+    kept = []
+    for number, folder in enumerate((tuned, same)):
+        compress(
+            base, folder, tmp_path / f"{number}.delta", Options(target_size=9000, evaluations=8), calibration=INPUTS
+        )
+        backbone = Backbone.load(base, device="cpu")
+        kept.append(read_delta(tmp_path / f"{number}.delta", backbone.specs, backbone.fingerprint))
+    assert kept[0].manifest.provenance != kept[1].manifest.provenance
+    assert kept[0].manifest.compression == kept[1].manifest.compression
+    for name in kept[0].matrices | kept[0].vectors | kept[0].factors:
+        assert torch.equal(kept[0].difference(name), kept[1].difference(name))

@@ -118,7 +118,7 @@ class Judge:
     def score(self, delta: Delta) -> float:
         """Higher is better: -KL, or accuracy, balanced accuracy or mean log-likelihood against the labels."""
         if self._labels is None:
-            return -self.divergence(delta)
+            return 0.0 - self.divergence(delta)  # 0 where nothing diverges, not -0
         with self.patched(delta):
             outputs = torch.cat(self._outputs())
         if self.score_name == "log_likelihood":

@@ -94,7 +94,9 @@ def _write_shards(out: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> Non
     shards: list[list[str]] = []
     total = 0
     for shard in _grouped(tensors):
-        save_file(shard, out / _shard_name(len(shards) + 1), {"format": "pt"})
+        file = out / _shard_name(len(shards) + 1)
+        save_file(shard, file, {"format": "pt"})
+        file.chmod(0o644)  # readable by who reads the other files: safetensors gives it to its owner alone
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(shards) == 1:

@@ -22,6 +22,7 @@ from patchbay.errors import InvalidRecipe
 CLOSE = 0.985  # of the size asked for: near enough to stop
 STILL_CLOSE = 0.96  # after a search, whose draw is for one density
 SHARES = (1.0, 0.98, 0.95, 0.9)  # of the density that fits without distillation
+NAMES = 96  # bytes left for the names of the base and the fine-tune, or what longer ones take
 TRIES = 14
 MOST_AT_ONCE = 10.0  # in logarithms of density: further apart than any two that could matter
 KL_STEPS = 8
@@ -41,20 +42,23 @@ def fit_size(
     The method is tuned at the density that fits before it is tuned, and written at that one if the file still fits:
     what a search found is a draw at one density, and at another the draw is another. What changes the size itself is
     chosen first, and the density fitted again. `distilled` is asked at the end.
+    Sizes are taken with names that are always the same, and a little left for the real ones: what a model is called
+    does not change what is kept of it.
     Raises InvalidRecipe where even an empty delta (heads, norms, biases) is larger, or a method's only size is.
     """
     with tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{out.name}.") as beside:
-        attempt = Path(beside) / "delta"
-        fixed = writer.write(method, 0.0, attempt).num_bytes
+        attempt, unnamed = Path(beside) / "delta", replace(writer, named=False)
+        fixed = unnamed.write(method, 0.0, attempt).num_bytes
         if fixed > target:
-            raise _too_few(target, fixed)
+            raise _too_few(target, writer.write(method, 0.0, attempt))
+        room = max(fixed, target - max(NAMES, writer.bytes_of_names))
 
         def size_of(density: float) -> int:
-            return writer.write(method, density, attempt).num_bytes
+            return unnamed.write(method, density, attempt).num_bytes
 
         one_size = writer.options.method in ONE_SIZE
-        fit = partial(_fitting, size_of, numel, fixed, target)
-        start = min(0.5, density_of(8 * (target - fixed) / max(1, numel)))
+        fit = partial(_fitting, size_of, numel, fixed, room)
+        start = min(0.5, density_of(8 * (room - fixed) / max(1, numel)))
         density = 1.0 if one_size else fit(start, CLOSE)
         method.choose(density)
         density = density if one_size else fit(density, CLOSE)
@@ -62,13 +66,14 @@ def fit_size(
         density = density if one_size else fit(density, STILL_CLOSE)
         for share in SHARES:
             # Tuned norms may compress a little worse than the fine-tune's own.
-            file = writer.write(method, share * density, attempt, distilled(share * density))
-            if file.num_bytes <= target:
+            found = share * density, distilled(share * density)
+            if unnamed.write(method, found[0], attempt, found[1]).num_bytes <= room:
                 break
         else:
-            file = writer.write(method, density, attempt)
+            found = density, Distilled()
+        file = writer.write(method, found[0], attempt, found[1])
         if file.num_bytes > target:
-            raise _too_few(target, file.num_bytes)
+            raise _too_few(target, file)
         attempt.replace(out)
     return DeltaFile.open(out)
 
@@ -156,11 +161,18 @@ def _smallest(reaches: Callable[[float], bool], low: float, high: float, on_prog
     return high
 
 
-def _too_few(target: int, least: int) -> InvalidRecipe:
-    return InvalidRecipe(
-        f"{target} bytes are too few: the smallest file takes {least}; statistics for merging can be left out",
-        param="target_size",
-    )
+def _too_few(target: int, least: DeltaFile) -> InvalidRecipe:
+    """`least`: the smallest file that the method has."""
+    message, statistics = f"{target} bytes are too few: the smallest file takes {least.num_bytes}", _statistics(least)
+    if least.num_bytes - statistics <= target:
+        message += f"; without the statistics for merging, {least.num_bytes - statistics}"
+    elif least.manifest.compression.method in ONE_SIZE:
+        message += f": {least.manifest.compression.method} has one size, other methods can be smaller"
+    return InvalidRecipe(message, param="target_size")
+
+
+def _statistics(file: DeltaFile) -> int:
+    return dict(file.itemised()).get("statistics", 0)
 
 
 def _folder(out: Path) -> Path:

@@ -27,18 +27,25 @@ DEFAULT_DENSITY = 0.05
 NOTHING_DISTILLED = Distilled()
 # Below this many entries a matrix is stored whole: its positions and headers would cost more than they save.
 TINY = 4096
+UNNAMED = "-"
 _NO_HASH = f"sha256:{'0' * 64}"
 _SPARSE_VALUES = {"sign": "sign_row"}
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes deltas of one task vector."""
+    """Writes deltas of one task vector, `named` after its base and its fine-tune or not."""
 
     vector: TaskVector
     tuned: Checkpoint
     options: Options
     on_progress: Progress | None = None
+    named: bool = True
+
+    @property
+    def bytes_of_names(self) -> int:
+        """At most, in the file: text that does not compress, and what a frame of other content takes more."""
+        return len(f"{self.vector.identity.base}{self.vector.identity.finetuned}".encode()) + 16
 
     def write(self, method: Method, density: float, out: Path, distilled: Distilled = NOTHING_DISTILLED) -> DeltaFile:
         """What `method` keeps at `density`. Raises as `compress` does."""
@@ -111,11 +118,11 @@ class Writer:
     def _fields(self, compression: Compression, statistics: Statistics) -> dict[str, Any]:
         identity = self.vector.identity
         return {
-            "base": Base(name=identity.base, fingerprint=identity.base_fingerprint),
+            "base": Base(name=identity.base if self.named else UNNAMED, fingerprint=identity.base_fingerprint),
             "compression": compression,
             "statistics": statistics,
             "provenance": Provenance(
-                finetuned=identity.finetuned,
+                finetuned=identity.finetuned if self.named else UNNAMED,
                 tool=f"patchbay {patchbay.__version__}",
                 original_bytes=self.tuned.num_bytes,
                 parameters=sum(spec.numel for spec in self.vector.specs.values()),

@@ -256,13 +256,17 @@ def _closing_table(report: Report, options: Options) -> object:
             "relative error": f"{report.relative_error:.4g}",
             "evaluations": report.evaluations if searched else None,
             "best of search": _score_text(report.score, options.score),
-            "divergence": None
-            if report.divergence is None
-            else f"{report.divergence:.4g} (of this file, on --calibration)",
+            "divergence": _divergence_text(report.divergence),
             "tuned at the end": _tuned_text(report, options),
             "seconds": f"{report.seconds:.1f}",
         }
     )
+
+
+def _divergence_text(divergence: float | None) -> str:
+    if divergence is None:
+        return "not measured: --calibration takes unlabelled inputs, searches on them and measures this file"
+    return f"{divergence:.4g} nats an input, from the full fine-tune's outputs to this file's (0: the same outputs)"
 
 
 def _tuned_text(report: Report, options: Options) -> str | None:
@@ -271,10 +275,15 @@ def _tuned_text(report: Report, options: Options) -> str | None:
         return None
     if options.support != "sampled" and options.method == "nps":
         return None
-    return "yes" if report.tuned else "no: that takes four batches of inputs (a hundred short texts), and has to help"
+    return (
+        "yes"
+        if report.tuned
+        else "no: it did not help, or the inputs are fewer than four batches (a hundred short texts)"
+    )
 
 
 def _score_text(score: float | None, name: str) -> str | None:
     if score is None:
         return None
-    return f"{score:.4g} ({'minus the divergence' if name == 'kl' else name.replace('_', ' ')}, before it is written)"
+    what = "minus the divergence" if name == "kl" else name.replace("_", " ")
+    return f"{score:.4g} ({what}, of values before they are rounded)"

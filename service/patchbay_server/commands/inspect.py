@@ -23,7 +23,10 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a delta file's manifest: base, method, statistics, provenance and where its bytes go."""
+    """Show a delta file's manifest: base, method, statistics, provenance and where its bytes go.
+
+    Reads no payload: `patchbay verify` does, and finds damage there.
+    """
     from patchbay.delta import DeltaFile
 
     file = DeltaFile.open(delta)

@@ -9,7 +9,7 @@ import typer
 
 from patchbay.errors import NotFound
 from patchbay_server.commands.options import DEFAULT_URL, JsonOption
-from patchbay_server.commands.output import facts, listing, open_console, print_json, printable, time_text
+from patchbay_server.commands.output import facts, listing, open_console, print_json, printable, size_text, time_text
 
 Record = Mapping[str, Any]
 ServerOption = Annotated[
@@ -49,7 +49,10 @@ def show(job: JobArgument, server: ServerOption = DEFAULT_URL, as_json: JsonOpti
 @jobs.command()
 def cancel(job: JobArgument, server: ServerOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Cancel a job. A running one ends when it next reports."""
-    _print(_ask(server, "DELETE", _path(job), expect="state"), as_json)
+    cancelled = _ask(server, "DELETE", _path(job), expect="state")
+    if cancelled["state"] in ("done", "failed"):
+        open_console(stderr=True).print("it had ended before: nothing is cancelled", soft_wrap=True)
+    _print(cancelled, as_json)
 
 
 def _print(job: Record, as_json: bool) -> None:
@@ -109,10 +112,22 @@ def _details(job: Record) -> dict[str, object]:
         "best score": progress.get("best_score"),
         "eta": _eta(progress.get("eta_seconds")) if runs else None,
         "delta": f"{delta['name']}@{delta['version']}, {delta['digest']}" if delta else None,
+        **_report(result.get("report")),
         **_points(result.get("curve")),
         "error": error.get("message"),
         "created": time_text(job["created_at"]),
         "updated": time_text(job["updated_at"]),
+    }
+
+
+def _report(report: Record | None) -> dict[str, str | None]:
+    """What a compression ended in."""
+    if not report:
+        return {}
+    divergence = report["divergence"]
+    return {
+        "bytes": f"{size_text(report['num_bytes'])}, {report['ratio']:.1f} times smaller",
+        "divergence": None if divergence is None else f"{divergence:.4g}",
     }
 
 

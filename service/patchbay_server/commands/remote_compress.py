@@ -56,6 +56,8 @@ def compress_remotely(
         # A key of its own: a POST whose answer was lost can be sent again, and a new run is a new job.
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         _, job = client.request("POST", "/v1/compressions", expect="id", json=body, headers=headers)
+        text = f"queued as job {job['id']}, which the next free worker of the server takes"
+        open_console(stderr=True).print(text, soft_wrap=True)
         result = _follow(client, job["id"])
     delta = result["delta"]
     try:

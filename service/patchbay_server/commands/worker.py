@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from patchbay_server.commands.options import JsonOption
-from patchbay_server.commands.output import print_json
+from patchbay_server.commands.output import open_console, print_json
 from patchbay_server.commands.serve import make_settings
 
 
@@ -45,6 +45,8 @@ def worker(
     settings = make_settings({**given, "host": "127.0.0.1"})
     from patchbay_server.jobs.worker import work
 
+    if not as_json:
+        open_console(stderr=True).print(f"taking jobs from {settings.store.resolve()}; Ctrl-C ends it", soft_wrap=True)
     started = time.monotonic()
     work(settings)
     if as_json:

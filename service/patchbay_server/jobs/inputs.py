@@ -8,6 +8,8 @@ from __future__ import annotations
 from patchbay.compress.options import Options
 from patchbay.errors import InputError, InvalidRecipe
 
+DEFAULTS = Options()
+
 
 def check_inputs(options: Options, calibration: object, labels: object) -> None:
     """Raises InvalidRecipe for options that need calibration inputs, InputError for labels that belong to nothing."""
@@ -21,6 +23,17 @@ def check_inputs(options: Options, calibration: object, labels: object) -> None:
             "labels and a score that needs them (accuracy, balanced_accuracy, log_likelihood) go together",
             param="labels" if labels is None else "score",
         )
+    _check_effect(options, calibration)
+
+
+def _check_effect(options: Options, calibration: object) -> None:
+    """Raises InvalidRecipe for an option that was changed and would change nothing."""
+    changed = {name for name in ("evaluations", "optimizer") if getattr(options, name) != getattr(DEFAULTS, name)}
+    if calibration is None and changed and options.evaluations:
+        raise InvalidRecipe(f"{min(changed)}: there is no search without calibration inputs", param=min(changed))
+    for name in ("support", "scope", "groups"):
+        if options.method != "nps" and getattr(options, name) != getattr(DEFAULTS, name):
+            raise InvalidRecipe(f"{name} is of the method nps: {options.method} has none", param=name)
 
 
 def check_retained(retained: object, labels: object) -> None:

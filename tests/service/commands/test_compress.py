@@ -82,7 +82,7 @@ def test_closing_table(cli: Cli, out: Path, common: Common, inputs: Path) -> Non
     assert rows.keys() >= {*wanted, "relative error", "evaluations", "best of search", "seconds"}
     assert f"{out.stat().st_size:,} bytes" in rows["bytes"] and rows["evaluations"].split()[-1] == "3"
     assert "divergence" in rows["best of search"]
-    assert "no: that takes four batches" in rows["tuned at the end"]
+    assert "no: it did not help, or the inputs are fewer than four batches" in rows["tuned at the end"]
     plain = cli(*common, "--force").stdout
     assert not any(row in plain for row in ("evaluations", "best of search", "tuned at the end"))
 
@@ -182,6 +182,10 @@ def test_an_existing_file_is_kept_unless_forced(cli: Cli, out: Path, common: Com
         (["--target-size", "much"], "invalid_recipe", "target_size"),
         (["--target-size", "0"], "invalid_recipe", "target_size"),
         (["--target-kl", "0.1"], "invalid_recipe", "target_kl"),
+        (["--evaluations", "5"], "invalid_recipe", "evaluations"),
+        (["--optimizer", "cmaes"], "invalid_recipe", "optimizer"),
+        (["--method", "magnitude", "--groups", "4"], "invalid_recipe", "groups"),
+        (["--method", "random", "--support", "topk"], "invalid_recipe", "support"),
         (["--method", "scaled_magnitude"], "invalid_recipe", "method"),
         (["--values", "int3"], "invalid_recipe", "values"),
         (["--method", "best"], "invalid_recipe", "method"),

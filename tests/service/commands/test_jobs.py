@@ -115,7 +115,7 @@ def test_a_job_that_is_not_there_is_not_waited_for(url: str) -> None:
         list(client.follow("job"))
 
 
-def test_compressed_on_the_server(url: str, settings: Settings, tuned: Path, queue: SqliteQueue) -> None:
+def test_compressed_on_the_server(cli: Cli, url: str, settings: Settings, tuned: Path, queue: SqliteQueue) -> None:
     with working(settings):
         report = compress_remotely(url, str(tuned), "math", {"density": 0.3})
         assert report.path == f"math@1 on {url}"
@@ -124,7 +124,10 @@ def test_compressed_on_the_server(url: str, settings: Settings, tuned: Path, que
         staged = compress_remotely(url, str(tuned), "math", {"density": 0.1}, activate=False)
         assert staged.path.startswith("math@2")
         assert len(set((settings.store / "blobs" / "sha256").glob("*/*")) - blobs) == 1  # the delta alone
-    assert [job.spec["request"]["activate"] for job in queue.list_jobs(T, 9)] == [False, True]
+    newest, oldest = queue.list_jobs(T, 9)
+    assert [job.spec["request"]["activate"] for job in (newest, oldest)] == [False, True]
+    shown = cli("jobs", "show", oldest.id).stdout
+    assert f"{report.ratio:.1f} times smaller" in shown and "divergence" not in shown
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,9 @@ def test_a_job_that_fails_ends_like_the_command(
     assert (explain(failed.value).code, explain(failed.value).exit_code) == ("finetune_mismatch", 2)
 
 
-def test_a_job_that_is_cancelled_meanwhile(url: str, tuned: Path, queue: SqliteQueue) -> None:
+def test_a_job_that_is_cancelled_meanwhile(
+    url: str, tuned: Path, queue: SqliteQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
     def cancel() -> None:
         while not (jobs := queue.list_jobs(T, 1)):
             pass
@@ -157,6 +162,8 @@ def test_a_job_that_is_cancelled_meanwhile(url: str, tuned: Path, queue: SqliteQ
         compress_remotely(url, str(tuned), "math", {})
     thread.join()
     assert explain(ended.value).exit_code == 1
+    # Nothing else says so while no worker comes.
+    assert f"queued as job {queue.list_jobs(T, 1)[0].id}" in capsys.readouterr().err
 
 
 def test_jobs_on_the_command_line(cli: Cli, url: str, settings: Settings, queue: SqliteQueue) -> None:
@@ -175,6 +182,8 @@ def test_jobs_on_the_command_line(cli: Cli, url: str, settings: Settings, queue:
     assert json.loads(cli("jobs", "show", job.id, "--json").stdout)["progress"]["evaluation"] == 40
     assert json.loads(cli("jobs", "cancel", waiting.id, "--json").stdout)["state"] == "cancelled"
     assert queue.get(T, waiting.id).state is State.CANCELLED
+    assert "ended before" in cli("jobs", "cancel", job.id).stderr
+    assert queue.get(T, job.id).state is State.DONE
 
 
 @pytest.mark.parametrize("job", ["nope", "../deltas", "a/b", "\u0662"])

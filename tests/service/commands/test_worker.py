@@ -17,9 +17,9 @@ from patchbay_server.jobs.worker import NICE
 DEADLINE_S = 60.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_works_until_it_is_told_to_end(base: Path, tmp_path: Path, number: signal.Signals) -> None:
-    arguments = ["worker", "--base", str(base), "--store", str(tmp_path), "--json"]
+@pytest.mark.parametrize(("number", "as_json"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_it_works_until_it_is_told_to_end(base: Path, tmp_path: Path, number: signal.Signals, as_json: bool) -> None:
+    arguments = ["worker", "--base", str(base), "--store", str(tmp_path), *(["--json"] if as_json else [])]
     with ended(start("-m", "patchbay_server.cli", *arguments)) as process:
         deadline = time.monotonic() + DEADLINE_S
         while os.getpriority(os.PRIO_PROCESS, process.pid) < NICE:
@@ -27,8 +27,11 @@ def test_it_works_until_it_is_told_to_end(base: Path, tmp_path: Path, number: si
             time.sleep(0.01)
         process.send_signal(number)
         out, said = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, said) == (0, "")
-    assert json.loads(out)["store"] == str(tmp_path)
+    assert process.returncode == 0
+    if as_json:
+        assert (json.loads(out)["store"], said) == (str(tmp_path), "")
+    else:
+        assert (out, said) == ("", f"taking jobs from {tmp_path}; Ctrl-C ends it\n")
     assert (tmp_path / "jobs.db").exists()
 
 
