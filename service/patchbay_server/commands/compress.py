@@ -266,7 +266,7 @@ def _closing_table(report: Report, options: Options) -> object:
 def _divergence_text(divergence: float | None) -> str:
     if divergence is None:
         return "not measured: --calibration takes unlabelled inputs, searches on them and measures this file"
-    return f"{divergence:.4g} nats an input, from the full fine-tune's outputs to this file's (0: the same outputs)"
+    return f"{divergence:.4g} (of this file, on --calibration; 0: all outputs are the full fine-tune's)"
 
 
 def _tuned_text(report: Report, options: Options) -> str | None:
