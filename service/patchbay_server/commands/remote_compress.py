@@ -56,8 +56,6 @@ def compress_remotely(
         # A key of its own: a POST whose answer was lost can be sent again, and a new run is a new job.
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         _, job = client.request("POST", "/v1/compressions", expect="id", json=body, headers=headers)
-        text = f"queued as job {job['id']}, which the next free worker of the server takes"
-        open_console(stderr=True).print(text, soft_wrap=True)
         result = _follow(client, job["id"])
     delta = result["delta"]
     try:
@@ -105,6 +103,7 @@ def _follow(client: JobClient, job: str) -> dict[str, Any]:
     try:
         with progress("compress") as bar:
             update = staged(bar, 0)
+            update(0, 1, f"queued as job {job}: the next free worker of the server takes it")
             for event in client.follow(job):
                 if event.kind == "progress":
                     update(event.data["done"], event.data["total"], event.data["stage"])
