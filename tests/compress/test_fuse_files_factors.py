@@ -93,3 +93,9 @@ def test_a_fusion_that_no_reader_would_take_is_refused_and_leaves_what_was_there
     assert refused.value.param == "lambdas"
     assert (tmp_path / "t1").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"t0", "t1"}
+
+
+def test_the_folder_of_a_fusion_is_made(base: Path, tmp_path: Path) -> None:
+    file = hybrid_file(base, tmp_path / "t0", {MATRIX: "sparse"})
+    report = fuse_files(base, {"t0": file}, tmp_path / "new" / "folder" / "fused")
+    assert Path(report.path).stat().st_size == report.num_bytes

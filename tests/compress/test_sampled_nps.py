@@ -73,6 +73,14 @@ def test_no_bits_buy_nothing() -> None:
         assert not len(part.rows.positions)
 
 
+def test_bits_that_buy_no_vector_are_drawn_with() -> None:
+    """Too few for one vector of any matrix: the draw has them all, as without a share."""
+    parts, alone = pruned(0.002, share=0.5), pruned(0.002)
+    kept = [sum(len(part.rows.positions) for part in drawn.values()) for drawn in (parts, alone)]  # type: ignore[union-attr]
+    assert not any(part.bands for part in parts.values())  # type: ignore[union-attr]
+    assert kept[0] == pytest.approx(kept[1], rel=0.1) and kept[1] > 50
+
+
 @pytest.mark.parametrize("share", SHARES[1:])
 def test_sizes_of_all_shares_are_alike(share: float) -> None:
     assert num_bytes(pruned(0.1, share=share)) == pytest.approx(num_bytes(pruned(0.1)), rel=0.15)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from patchbay.compress.fusion import Fused, fuse, search_lambdas
 from patchbay.compress.parts import Progress
 from patchbay.compress.search import Evaluation, SearchResult
 from patchbay.compress.statistics import Norms
+from patchbay.compress.write import unpublished
 from patchbay.delta import Delta, DeltaFile, Factors, SparseRows, read_delta, write_delta
 from patchbay.delta.delta import multiplied_out
 from patchbay.delta.encode import Streams
@@ -206,13 +206,13 @@ def _write(
         "provenance": _provenance(backbone, deltas),
         "tensors": entries,
     }
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        fused = write_delta(Path(folder) / out.name, fields, data)
+    with unpublished(out) as attempt:
+        fused = write_delta(attempt, fields, data)
         try:
             fused.load(backbone.specs, backbone.fingerprint)
         except NonFiniteValue as error:
             raise InvalidRecipe(f"with these lambdas {error}: choose smaller ones", param="lambdas") from error
-        fused.path.replace(out)
+        attempt.replace(out)
     return DeltaFile.open(out)
 
 

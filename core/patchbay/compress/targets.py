@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from patchbay.compress.methods import Method
 from patchbay.compress.options import ONE_SIZE
 from patchbay.compress.parts import DensePart, Progress
 from patchbay.compress.problem import Problem
-from patchbay.compress.write import Writer, as_stored, whole_part
+from patchbay.compress.write import Writer, as_stored, unpublished, whole_part
 from patchbay.delta import DeltaFile
 from patchbay.errors import InvalidRecipe
 
@@ -46,8 +45,8 @@ def fit_size(
     does not change what is kept of it.
     Raises InvalidRecipe where even an empty delta (heads, norms, biases) is larger, or a method's only size is.
     """
-    with tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{out.name}.") as beside:
-        attempt, unnamed = Path(beside) / "delta", replace(writer, named=False)
+    unnamed = replace(writer, named=False)
+    with unpublished(out) as attempt:
         fixed = unnamed.write(method, 0.0, attempt).num_bytes
         if fixed > target:
             raise _too_few(target, writer.write(method, 0.0, attempt))
@@ -173,8 +172,3 @@ def _too_few(target: int, least: DeltaFile) -> InvalidRecipe:
 
 def _statistics(file: DeltaFile) -> int:
     return dict(file.itemised()).get("statistics", 0)
-
-
-def _folder(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.parent

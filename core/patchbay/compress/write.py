@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,14 @@ class Writer:
             "labels": identity.labels,
             "tokens": tuple(Token.model_validate(token) for token in identity.tokens),
         }
+
+
+@contextmanager
+def unpublished(out: Path) -> Iterator[Path]:
+    """Where a file lies, on `out`'s disk, until it is known to be good; the folder that `out` belongs in is made."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        yield Path(folder) / "delta"
 
 
 def whole_part(tau: torch.Tensor, options: Options) -> DensePart:

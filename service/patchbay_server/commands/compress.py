@@ -19,12 +19,11 @@ from patchbay_server.commands.output import facts, open_console, print_json, pro
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.commands.search_record import SearchRecord
 from patchbay_server.commands.sizes import parse_size
-from patchbay_server.jobs.inputs import check_inputs
+from patchbay_server.jobs.inputs import DEFAULTS, check_inputs
 
 if TYPE_CHECKING:
     from patchbay.compress.compress import Report
 
-DEFAULTS = Options()
 Update = Callable[[int, int, str], None]
 
 
