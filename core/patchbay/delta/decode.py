@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from patchbay.checkpoint import all_finite
-from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values, digits
+from patchbay.delta.codecs import POSITIONS, VALUES, Bytes, Positions, Shape, Values, digits, index_dtype
 from patchbay.delta.delta import Delta, Exceptions, NeuronStatistics, SparseRows
 from patchbay.delta.entries import DTYPES, Dense, Entries, Entry, Lossless, LowRank, Sparse, numel
 from patchbay.delta.frames import unshuffle
@@ -167,14 +167,14 @@ def _from_bytes(data: Bytes, dtype: torch.dtype, count: int) -> torch.Tensor:
         raise MalformedDelta(f"{len(data)} bytes for {count} entries of {dtype}")
     if not data:
         return torch.empty(0, dtype=dtype)
-    raw = bytearray(unshuffle(data, dtype.itemsize))
-    if dtype == torch.bool and raw.strip(b"\0\1"):
+    raw = unshuffle(data, dtype.itemsize)
+    if dtype == torch.bool and raw.max() > 1:
         raise MalformedDelta("a boolean that is neither 0 nor 1")
-    return torch.frombuffer(raw, dtype=dtype)
+    return torch.from_numpy(raw).view(dtype)
 
 
 def _index_tensor(positions: Positions, shape: Shape) -> torch.Tensor:
-    return torch.from_numpy(positions.astype(np.int32 if numel(shape) < 2**31 else np.int64))
+    return torch.from_numpy(positions).to(index_dtype(numel(shape)))
 
 
 @contextmanager

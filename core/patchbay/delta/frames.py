@@ -100,11 +100,12 @@ def shuffle(data: Bytes, width: int) -> bytes:
     return np.frombuffer(data, np.uint8).reshape(-1, width).T.tobytes() if width > 1 else bytes(data)
 
 
-def unshuffle(data: Bytes, width: int) -> bytes:
-    if width == 1:
-        return bytes(data)
-    rows: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(width, -1)
-    return bytes(rows.T.tobytes())
+def unshuffle(data: Bytes, width: int) -> npt.NDArray[np.uint8]:
+    rows = np.frombuffer(data, np.uint8).reshape(width, -1)
+    values = np.empty((rows.shape[1], width), np.uint8)
+    for byte, row in enumerate(rows):  # numpy's own transposition takes three times as long
+        values[:, byte] = row
+    return values.reshape(-1)
 
 
 def scaled_half(values: npt.NDArray[np.float32]) -> bytes:

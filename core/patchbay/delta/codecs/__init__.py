@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import torch
 
 from patchbay.delta.codecs.affine import Affine
-from patchbay.delta.codecs.base import Bytes, PositionCodec, PositionEncoder, Positions, Shape, ValueCodec, Values
+from patchbay.delta.codecs.base import (
+    Bytes,
+    PositionCodec,
+    PositionEncoder,
+    Positions,
+    Shape,
+    ValueCodec,
+    Values,
+    index_dtype,
+)
 from patchbay.delta.codecs.bitmask import Bitmask
 from patchbay.delta.codecs.everywhere import Everywhere
 from patchbay.delta.codecs.floats import Float
@@ -27,6 +36,7 @@ __all__ = [
     "ValueCodec",
     "Values",
     "best_positions",
+    "index_dtype",
     "seeded_positions",
 ]
 
@@ -47,11 +57,11 @@ VALUES: Mapping[str, ValueCodec] = {
     )
 }
 
-_BITMASK_FROM = 0.20
+_BITMASK_FROM = 0.21
 
 
 def best_positions(count: int, numel: int) -> PositionEncoder:
-    """No bytes for all entries; else gaps below 20 % density, a bitmask from there on: where the two curves of size
+    """No bytes for all entries; else gaps below 21 % density, a bitmask from there on: where the two curves of size
     against density cross.
     """
     if count == numel:

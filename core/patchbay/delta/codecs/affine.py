@@ -57,7 +57,8 @@ class Affine:
         signed = self._split(np.frombuffer(data[cut:], np.uint8), count)
         with np.errstate(over="ignore"):  # infinity is refused with the tensor's name
             magnitude = low + step * (signed & self.levels).astype(np.float32)
-        return np.asarray(np.where(signed > self.levels, -magnitude, magnitude), dtype=np.float32)
+        sign = (signed & (self.levels + 1)).astype(np.uint32) << np.uint32(32 - self.bits)
+        return np.asarray((magnitude.view(np.uint32) ^ sign).view(np.float32), dtype=np.float32)
 
     def _join(self, signed: Codes) -> Codes:
         if self.bits == 8:

@@ -11,11 +11,17 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-Positions = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.signedinteger]
 Values = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
 Bytes = bytes | memoryview
+
+
+def index_dtype(numel: int) -> torch.dtype:
+    """The narrower of int32 and int64 that numbers `numel` entries."""
+    return torch.int32 if numel < 2**31 else torch.int64
 
 
 class PositionCodec(Protocol):

@@ -1,4 +1,4 @@
-"""`bitmask`: one bit an entry, lowest bit first. Smaller than gaps from about 20 % density on."""
+"""`bitmask`: one bit an entry, lowest bit first. Smaller than gaps from about 21 % density on."""
 
 from __future__ import annotations
 

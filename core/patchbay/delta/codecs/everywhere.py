@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 
-from patchbay.delta.codecs.base import Bytes, Positions
+from patchbay.delta.codecs.base import Bytes, Positions, index_dtype
 from patchbay.errors import MalformedDelta
 
 
@@ -21,4 +21,4 @@ class Everywhere:
     def decode(self, data: Bytes, count: int, numel: int) -> Positions:
         if len(data) or count != numel:
             raise MalformedDelta(f"{count} entries where all {numel} are meant")
-        return np.arange(numel, dtype=np.int64)
+        return torch.arange(numel, dtype=index_dtype(numel)).numpy()

@@ -32,5 +32,4 @@ class Float:
             raise MalformedDelta(f"{len(data)} bytes of {self.name} for {len(positions)} values")
         if not data:
             return np.empty(0, np.float32)
-        raw = torch.frombuffer(bytearray(unshuffle(data, self.dtype.itemsize)), dtype=self.dtype)
-        return raw.to(torch.float32).numpy()
+        return torch.from_numpy(unshuffle(data, self.dtype.itemsize)).view(self.dtype).to(torch.float32).numpy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from patchbay.delta.codecs import digits
+from patchbay.delta.codecs import digits, signs
 from patchbay.delta.codecs.base import Bytes, Positions, Shape, Values
 from patchbay.errors import InvalidRecipe, MalformedDelta
 
@@ -19,7 +19,7 @@ class Levels:
     name = "levels"
 
     def max_bytes(self, count: int, shape: Shape) -> int:
-        return self.scale_bytes(count, shape) + count + (count + 7) // 8
+        return self.scale_bytes(count, shape) + count + signs.num_bytes(count)
 
     def scale_bytes(self, count: int, shape: Shape) -> int:
         return 4 * MAX_LEVELS
@@ -34,23 +34,19 @@ class Levels:
                 param="values",
             )
         padded = np.pad(table.astype("<f4"), (0, MAX_LEVELS - len(table)))
-        signs = np.packbits(np.signbit(values), bitorder="little")
-        return padded.tobytes() + digits.pack(index, len(table)) + signs.tobytes()
+        return padded.tobytes() + digits.pack(index, len(table)) + signs.pack(values)
 
     def decode(self, data: Bytes, positions: Positions, shape: Shape) -> Values:
         count = len(positions)
         table = np.frombuffer(data[: 4 * MAX_LEVELS], "<f4") if len(data) >= 4 * MAX_LEVELS else np.empty(0, "<f4")
         num_levels = _num_levels(table, count)
         index_bytes = digits.num_bytes(count, num_levels)
-        if len(data) != 4 * MAX_LEVELS + index_bytes + (count + 7) // 8:
+        if len(data) != 4 * MAX_LEVELS + index_bytes + signs.num_bytes(count):
             raise MalformedDelta(f"{len(data)} bytes of levels for {count} values of {num_levels} magnitudes")
         codes = data[4 * MAX_LEVELS :]
         index = digits.unpack(codes[:index_bytes], count, num_levels)
-        bits = np.unpackbits(np.frombuffer(codes[index_bytes:], np.uint8), bitorder="little")
-        if bits[count:].any():
-            raise MalformedDelta("a padding bit of the signs is set")
-        magnitude = table[index].astype(np.float32) if count else np.empty(0, np.float32)
-        return np.asarray(np.where(bits[:count], -magnitude, magnitude), dtype=np.float32)
+        magnitude = table.astype(np.float32)[index] if count else np.empty(0, np.float32)
+        return signs.apply(codes[index_bytes:], magnitude, count)
 
 
 def _num_levels(table: npt.NDArray[np.float32], count: int) -> int:

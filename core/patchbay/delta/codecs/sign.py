@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from patchbay.delta.codecs import signs
 from patchbay.delta.codecs.base import Bytes, Positions, Shape, Values
 from patchbay.delta.codecs.grid import from_grid, to_grid
 from patchbay.delta.frames import from_scaled_half, scaled_half
@@ -32,7 +33,7 @@ class Sign:
         self.axis = axis
 
     def max_bytes(self, count: int, shape: Shape) -> int:
-        return self.scale_bytes(count, shape) + (count + 7) // 8
+        return self.scale_bytes(count, shape) + signs.num_bytes(count)
 
     def scale_bytes(self, count: int, shape: Shape) -> int:
         return 4 + 2 * self._num_scales(shape)
@@ -43,18 +44,16 @@ class Sign:
         count = np.bincount(group, minlength=num_scales)
         total = np.bincount(group, weights=np.abs(values), minlength=num_scales)
         mean = (total / np.maximum(count, 1)).astype(np.float32)
-        return self._pack_scales(mean) + np.packbits(np.signbit(values), bitorder="little").tobytes()
+        return self._pack_scales(mean) + signs.pack(values)
 
     def decode(self, data: Bytes, positions: Positions, shape: Shape) -> Values:
         if len(data) != self.max_bytes(len(positions), shape):
             raise MalformedDelta(f"{len(data)} bytes of {self.name} for {len(positions)} values")
         cut = self.scale_bytes(len(positions), shape)
-        scale = self._unpack_scales(data[:cut])[AXES[self.axis](positions, _columns(shape))]
-        bits = np.unpackbits(np.frombuffer(data[cut:], np.uint8), bitorder="little")
-        if bits[len(positions) :].any():
-            raise MalformedDelta("a padding bit of the signs is set")
-        # The sign bit itself: to choose between two numbers takes four times as long.
-        return (scale.view(np.uint32) ^ (bits[: len(positions)].astype(np.uint32) << 31)).view(np.float32)
+        scale = self._unpack_scales(data[:cut])
+        if len(scale) > 1:
+            scale = scale[AXES[self.axis](positions, _columns(shape))]
+        return signs.apply(data[cut:], scale, len(positions))
 
     def _pack_scales(self, scales: Values) -> bytes:
         return scaled_half(scales)
