@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,15 +73,21 @@ class Checkpoint:
         One mapping for all would keep the pages of every tensor that was ever read. Raises BackboneError for a file
         that is not the one that was opened.
         """
+        return self._read(name, lambda opened: opened.get_tensor(name))  # type: ignore[no-untyped-call]
+
+    def read_rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Some of a tensor's first dimension, as `read` reads all of it: no more is mapped."""
+        return self._read(name, lambda opened: opened.get_slice(name)[rows])  # type: ignore[no-untyped-call]
+
+    def _read(self, name: str, get: Callable[[safe_open], torch.Tensor]) -> torch.Tensor:
         file = self.tensors[name].file
         try:
             if file in self.stamps and _stamp(file) != self.stamps[file]:
                 raise BackboneError(f"{file} has changed since it was opened: start again", param="base")
             with safe_open(file, framework="pt") as opened:
-                tensor: torch.Tensor = opened.get_tensor(name)
+                return get(opened)
         except (OSError, SafetensorError) as error:
             raise BackboneError(f"{file} can no longer be read: {error}", param="base") from error
-        return tensor
 
     @cached_property
     def fingerprint(self) -> str:

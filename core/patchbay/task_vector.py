@@ -21,6 +21,7 @@ from patchbay.checkpoint import Checkpoint, same_bits
 from patchbay.errors import FinetuneMismatch
 
 Progress = Callable[[int, int, str], None]
+BLOCK = 1 << 20  # entries whose difference is taken in one step
 _VOLATILE = ("_name_or_path", "transformers_version")
 
 
@@ -83,8 +84,13 @@ class TaskVector:
         def difference(name: str) -> torch.Tensor:
             if isinstance(new, AdaptedCheckpoint):
                 return new.difference(pairs[name])
-            before, after = pair(name)
-            return after.to(torch.float32) - before.to(torch.float32)
+            found = torch.empty(old.tensors[name].shape)
+            if not found.dim():
+                return torch.sub(*(tensor.to(torch.float32) for tensor in reversed(pair(name))))
+            for rows in _blocks(found):  # both whole tensors, mapped, would be two more of the largest one
+                before, after = old.read_rows(name, rows), new.read_rows(pairs[name], rows)
+                torch.sub(after.to(torch.float32), before.to(torch.float32), out=found[rows])
+            return found
 
         changed, copied = _compare(_candidates(new, pairs), pair, on_progress)
         return cls(
@@ -135,6 +141,14 @@ class TaskVector:
             raise FinetuneMismatch("task vectors of different bases cannot be combined", param="base")
         changed = tuple(sorted({*self.changed, *other.changed}))
         return replace(self, changed=changed, _difference=difference, _pair=None)
+
+
+def _blocks(tensor: torch.Tensor) -> list[slice]:
+    """Rows of at most BLOCK entries together, or one; none of an empty tensor."""
+    if not tensor.numel():
+        return []
+    step = max(1, BLOCK * len(tensor) // tensor.numel())
+    return [slice(start, min(start + step, len(tensor))) for start in range(0, len(tensor), step)]
 
 
 def _check_copies(checkpoint: Checkpoint, arch: Architecture) -> None:

@@ -44,25 +44,27 @@ class _Variable:
     resident: torch.Tensor
     positions: torch.Tensor | slice | None
     base: Callable[[], torch.Tensor]  # fp32
-    difference: torch.Tensor
+    difference: Callable[[], torch.Tensor]
     value: torch.Tensor  # what Adam moves: the difference itself, or one scale
 
     def write(self) -> None:
         """round(base + difference) into the model: the master copy is fp32 whatever the model's dtype is."""
-        step = self.value if self.positions is None else self.value * self.difference
-        merged = (self.base() + step).to(self.resident.dtype)
+        if self.positions is None:
+            merged = self.base() + self.value
+        else:
+            merged = torch.add(self.base(), self.difference(), alpha=float(self.value))
         with torch.no_grad():
             if self.positions is None:
                 self.resident.copy_(merged)
             else:
-                self.resident.view(-1)[self.positions] = merged
+                self.resident.view(-1)[self.positions] = merged.to(self.resident.dtype)
 
     def collect(self, parameter: torch.Tensor) -> None:
         """The gradient of `value` from that of the tensor, which is freed at once."""
         gradient = parameter.grad
         assert gradient is not None
         if self.positions is not None:
-            gradient = (gradient.reshape(-1)[self.positions].float() * self.difference).sum().reshape(1)
+            gradient = torch.dot(gradient.reshape(-1)[self.positions].float(), self.difference()).reshape(1)
         self.value.grad = gradient.float().clone()
         parameter.grad = None
 
@@ -124,24 +126,26 @@ def _variables(problem: Problem, judge: Judge, parts: Mapping[str, Part], vector
         resident = places[name]
         if resident is not None:
             positions, difference = _entries(part)
-            if isinstance(positions, slice):  # the file is read for every step: what is patched has a copy already
+            if isinstance(positions, slice):  # read for every step, as the difference is multiplied out for each
                 base = partial(_stored, judge.backbone, name, resident)
             else:
                 base = partial(_same, resident.detach().view(-1)[positions].float())
             tuned[name] = _Variable(resident, positions, base, difference, torch.ones(1))
-    for name, difference in problem.whole.items() if vectors else ():
+    for name, whole in problem.whole.items() if vectors else ():
         resident = places[name]
         if resident is not None:
             base = partial(_same, resident.detach().float().clone())
-            tuned[name] = _Variable(resident, None, base, difference, difference.clone())
+            tuned[name] = _Variable(resident, None, base, partial(_same, whole), whole.clone())
     return tuned
 
 
-def _entries(part: Part) -> tuple[torch.Tensor | slice, torch.Tensor]:
+def _entries(part: Part) -> tuple[torch.Tensor | slice, Callable[[], torch.Tensor]]:
+    """Where a part changes a tensor, and by how much: held where it is sparse, made anew where it is not."""
     if isinstance(part, SparsePart) and not part.bands:
-        return part.rows.positions.long(), part.rows.values
-    dense = part.difference if isinstance(part, DensePart) else part.to_dense()
-    return slice(None), dense.reshape(-1)
+        return part.rows.positions.long(), partial(_same, part.rows.values)
+    if isinstance(part, DensePart):
+        return slice(None), partial(_same, part.difference.reshape(-1))
+    return slice(None), lambda: part.to_dense().reshape(-1)
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

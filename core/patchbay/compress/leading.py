@@ -129,6 +129,7 @@ def _stored(band: FactorPair) -> FactorPair:
 
 def less(tau: torch.Tensor, bands: Sequence[FactorPair]) -> torch.Tensor:
     """What `bands` leave of a matrix. A matrix product, whose last bits vary: what is left is only sampled from."""
+    rest = tau.flatten(1)
     for left, right, _ in bands:
-        tau = torch.sub(tau, (left @ right.T).reshape(tau.shape))
-    return tau
+        rest = torch.addmm(rest, left, right.T, alpha=-1)
+    return rest.reshape(tau.shape)
