@@ -128,9 +128,10 @@ def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
 
 def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
     method = find_method(recipe.method)
-    method.check_params(recipe.params)
+    method.check_terms(len(recipe.terms))
+    filled = recipe.model_copy(update={"params": method.filled(recipe.params)})
     digests = {pin.term: pin.digest for pin in pinned}
-    canonical = recipe.canonical(digests, method.symmetric, method.defaults)
+    canonical = filled.canonical(digests, method.symmetric, {})
     return Resolved(label, recipe, canonical, tuple(pinned), _written_head(head, recipe))
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from patchbay.errors import InvalidRecipe, UnknownMethod
-from patchbay.merge.methods import METHODS, Method, find_method
+from patchbay.merge.method import Method
+from patchbay.merge.methods import METHODS, find_method
 from patchbay.merge.recipe import Scalar
 
 
@@ -18,8 +19,10 @@ WITH_PARAMETERS = Method(
     "sample",
     "for tests",
     "",
-    first_density,
+    combine=first_density,
+    num_terms=(2, 3),
     defaults={"density": 0.5, "seed": 1, "rescale": True, "rule": "sum"},
+    presets={"paper": {"density": 0.2, "rule": "mean"}},
 )
 
 
@@ -43,37 +46,46 @@ def test_find_method(name: str) -> None:
     assert find_method(name) is METHODS[name]
 
 
-@pytest.mark.parametrize("name", ["linear", "task_arithmetic"])
-def test_linear_methods_have_one_coefficient_a_term(name: str) -> None:
-    plan = METHODS[name].coefficients(torch.tensor([1.0, 3.0]), 0.5, {})
-    assert plan.base_scale.tolist() == [1.0]
-    assert plan.coefficients.shape == (2, 1)
-    assert plan.coefficients.dtype == plan.base_scale.dtype == torch.float32
-
-
-def test_scale_comes_last() -> None:
-    weights = torch.tensor([1.0, 3.0])
-    assert METHODS["linear"].coefficients(weights, 2.0, {}).coefficients.flatten().tolist() == [0.5, 1.5]
-    assert METHODS["task_arithmetic"].coefficients(weights, 2.0, {}).coefficients.flatten().tolist() == [2.0, 6.0]
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_one_of_three(name: str) -> None:
+    method = METHODS[name]
+    assert sum(part is not None for part in (method.combine, method.plan, method.merge)) == 1
+    assert method.vector is None or method.plan is not None
+    assert method.path == ("plan" if method.merge is None else "delta")
+    for preset in method.presets:
+        assert method.filled({"preset": preset}).keys() == method.defaults.keys()
 
 
 def test_unknown_parameter_lists_the_known() -> None:
     with pytest.raises(InvalidRecipe, match="none") as caught:
-        METHODS["linear"].coefficients(torch.ones(1), 1.0, {"density": 0.5})
+        METHODS["linear"].filled({"density": 0.5})
     assert caught.value.param == "params.density"
     with pytest.raises(InvalidRecipe, match="density, seed, rescale, rule"):
-        WITH_PARAMETERS.check_params({"densty": 0.5})
+        WITH_PARAMETERS.filled({"densty": 0.5})
 
 
-def test_parameters_override_defaults() -> None:
-    weights = torch.tensor([2.0])
-    assert WITH_PARAMETERS.coefficients(weights, 1.0, {}).coefficients.item() == 1.0
-    assert WITH_PARAMETERS.coefficients(weights, 1.0, {"density": 0.25}).coefficients.item() == 0.5
+def test_parameters_override_presets_which_override_defaults() -> None:
+    assert WITH_PARAMETERS.filled({}) == WITH_PARAMETERS.defaults
+    paper = {"density": 0.2, "seed": 1, "rescale": True, "rule": "mean"}
+    assert WITH_PARAMETERS.filled({"preset": "paper"}) == paper
+    assert WITH_PARAMETERS.filled({"preset": "paper", "density": 0.3}) == {**paper, "density": 0.3}
+
+
+def test_an_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(InvalidRecipe, match="'mergekit'; its presets: paper") as caught:
+        WITH_PARAMETERS.filled({"preset": "mergekit"})
+    assert caught.value.param == "params.preset"
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_number_of_terms(count: int) -> None:
+    with pytest.raises(InvalidRecipe, match=f"sample merges 2 to 3 deltas, and the recipe has {count}"):
+        WITH_PARAMETERS.check_terms(count)
 
 
 @pytest.mark.parametrize("params", [{"density": 1}, {"seed": 7.0}, {"rescale": False}, {"rule": "mean"}])
 def test_parameters_of_the_right_type(params: dict[str, Scalar]) -> None:
-    WITH_PARAMETERS.check_params(params)
+    WITH_PARAMETERS.filled(params)
 
 
 @pytest.mark.parametrize(
@@ -82,5 +94,5 @@ def test_parameters_of_the_right_type(params: dict[str, Scalar]) -> None:
 )
 def test_parameters_of_another_type_are_named(params: dict[str, Scalar]) -> None:
     with pytest.raises(InvalidRecipe) as caught:
-        WITH_PARAMETERS.check_params(params)
+        WITH_PARAMETERS.filled(params)
     assert caught.value.param == f"params.{next(iter(params))}"

@@ -20,7 +20,7 @@ from patchbay.engine.pool import Pool
 from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
 from patchbay.execute.vocabulary import appended_rows
-from patchbay.merge import CanonicalRecipe, MergePlan, build_plan
+from patchbay.merge import CanonicalRecipe, Merged, build
 from patchbay.models.classifier import Classification, classify
 from patchbay.models.embedding import Embedded, embed
 from patchbay.models.generation import Completion, SamplingParams, any_set, complete
@@ -40,15 +40,15 @@ class Verdict:
 
 
 class Engine:
-    """`delta_bytes` bounds the decoded deltas kept in memory, `plan_bytes` the plans."""
+    """`delta_bytes` bounds the decoded deltas kept in memory, `plan_bytes` plans and merged deltas."""
 
     def __init__(
-        self, backbone: Backbone, load: Load, *, delta_bytes: int = 4 << 30, plan_bytes: int = 1 << 28
+        self, backbone: Backbone, load: Load, *, delta_bytes: int = 4 << 30, plan_bytes: int = 1 << 30
     ) -> None:
         self.backbone = backbone
         self.inputs = Inputs(backbone)
         self.deltas: Pool[Delta] = Pool(delta_bytes)
-        self.plans: Pool[MergePlan] = Pool(plan_bytes)
+        self.plans: Pool[Merged] = Pool(plan_bytes)
         self.heads: Pool[HeadModel] = Pool(1 << 28)
         self._load = load
         self._patcher = Patcher(backbone)
@@ -119,7 +119,7 @@ class Engine:
         """
         deltas = self._deltas(recipe)
         appended_rows(list(deltas.values()))
-        self._plan(recipe, deltas)
+        self._merged(recipe, deltas)
 
     def _require(self, what: str, *tasks: Task) -> None:
         if self.backbone.task not in tasks:
@@ -136,8 +136,8 @@ class Engine:
         rows = appended_rows(list(deltas.values()))
         return self.inputs.batch(inputs, _tokens(deltas), max(map(len, rows.values()), default=0))
 
-    def _plan(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> MergePlan:
-        return self.plans.get(recipe.hash, lambda: build_plan(recipe, list(deltas.values())))
+    def _merged(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
+        return self.plans.get(recipe.hash, lambda: build(recipe, list(deltas.values()), self.backbone))
 
     def _head(self, deltas: Mapping[str, Delta], names: Mapping[str, str], asked: str | None) -> HeadModel:
         owner = choose_head(self.backbone, {names[digest]: delta for digest, delta in deltas.items()}, asked)
@@ -148,13 +148,13 @@ class Engine:
 
     @contextmanager
     def _patched(self, recipe: CanonicalRecipe | None, deltas: Mapping[str, Delta]) -> Iterator[None]:
-        plan = self._plan(recipe, deltas) if recipe else None
+        merged = self._merged(recipe, deltas) if recipe else None
         with self._lock:
-            if plan is None:
+            if merged is None:
                 self._patcher.check()
                 yield
                 return
-            with self._patcher.patched(plan, list(deltas.values())):
+            with self._patcher.patched(merged.plan, merged.deltas(list(deltas.values()))):
                 yield
 
 

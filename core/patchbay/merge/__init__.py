@@ -1,7 +1,10 @@
-"""Deltas -> plans: recipes, the expression grammar and the table of methods."""
+"""Deltas -> plans, or deltas of their own: recipes, the expression grammar and the table of methods."""
 
 from patchbay.merge.expression import parse
-from patchbay.merge.methods import METHODS, MatrixPlan, Method, find_method
+from patchbay.merge.matrix import MatrixPlan
+from patchbay.merge.merged import Merged, build
+from patchbay.merge.method import Method
+from patchbay.merge.methods import METHODS, find_method
 from patchbay.merge.plan import MergePlan, build_plan
 from patchbay.merge.recipe import CanonicalRecipe, Recipe, Term
 
@@ -10,9 +13,11 @@ __all__ = [
     "CanonicalRecipe",
     "MatrixPlan",
     "MergePlan",
+    "Merged",
     "Method",
     "Recipe",
     "Term",
+    "build",
     "build_plan",
     "find_method",
     "parse",

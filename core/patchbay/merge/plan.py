@@ -14,10 +14,13 @@ import torch
 
 from patchbay.delta import Delta
 from patchbay.errors import InvalidRecipe
-from patchbay.merge.methods import MatrixPlan, find_method
+from patchbay.merge.matrix import Matrix, MatrixPlan
+from patchbay.merge.method import Combine, Method, Plan
+from patchbay.merge.methods import find_method
 from patchbay.merge.recipe import CanonicalRecipe
+from patchbay.merge.stack import Base, Params, Stacks
 
-__all__ = ["MatrixPlan", "MergePlan", "build_plan"]
+__all__ = ["MatrixPlan", "MergePlan", "build_plan", "check_same_base", "merge_copied"]
 
 
 @dataclass(frozen=True)
@@ -41,48 +44,102 @@ class MergePlan:
         return sum(unique.values()) + sum(t.nbytes for t in [*self.vectors.values(), *self.copied.values()])
 
 
-def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta]) -> MergePlan:
-    """The plan of `recipe` for its terms' deltas, in the recipe's order.
+def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta], base: Base | None = None) -> MergePlan:
+    """The plan of `recipe` for its terms' deltas, in the recipe's order, of a method whose path is a plan.
 
-    Raises UnknownMethod or InvalidRecipe (parameters, deltas of different bases).
+    `base` is what the deltas were made for; methods with one coefficient for the whole model do not look at it.
+    Raises UnknownMethod or InvalidRecipe (parameters, number of terms, deltas of different bases).
     """
     method = find_method(recipe.method)
-    _check_same_base(deltas)
+    method.check_terms(len(deltas))
+    check_same_base(deltas)
+    params = method.filled(dict(recipe.params))
     weights = torch.tensor([weight for _, weight in recipe.terms], dtype=torch.float32)
-    merged = method.coefficients(weights, recipe.scale, dict(recipe.params))
-    # A tensor that one delta prunes and another stores whole is a matrix for both: it is summed, then rounded, once.
-    matrices = dict.fromkeys(_union([*delta.matrices, *delta.factors] for delta in deltas), merged)
-    return MergePlan(
-        hash=recipe.hash,
-        terms=tuple(digest for digest, _ in recipe.terms),
-        matrices=matrices,
-        vectors=_merge_vectors(merged, deltas, matrices),
-        copied=merge_copied(deltas),
-        exact=len(deltas) == 1 and bool((merged.coefficients == 1).all()) and bool((merged.base_scale == 1).all()),
-    )
+    if method.combine is not None:
+        return _uniform(recipe, deltas, method.combine, weights, params)
+    assert method.plan is not None, "a method whose path is a delta has no plan"
+    assert base is not None, "methods that look at rows need the base"
+    return _by_rows(recipe, deltas, method, method.plan, weights, params, base)
 
 
-def _check_same_base(deltas: Sequence[Delta]) -> None:
+def check_same_base(deltas: Sequence[Delta]) -> None:
+    """Raises InvalidRecipe for deltas of different bases."""
     fingerprints = {delta.manifest.base.fingerprint for delta in deltas}
     if len(fingerprints) > 1:
         raise InvalidRecipe("the deltas were made for different bases and cannot be merged", param="terms")
+
+
+def _uniform(
+    recipe: CanonicalRecipe, deltas: Sequence[Delta], combine: Combine, weights: torch.Tensor, params: Params
+) -> MergePlan:
+    coefficients = recipe.scale * combine(weights, params).unsqueeze(1)
+    merged = MatrixPlan(base_scale=torch.ones(1), coefficients=coefficients)
+    # A tensor that one delta prunes and another stores whole is a matrix for both: it is summed, then rounded, once.
+    matrices = dict.fromkeys(_union([*delta.matrices, *delta.factors] for delta in deltas), merged)
+    is_alone = len(deltas) == 1 and bool((coefficients == 1).all())
+    vectors = deltas[0].vectors if is_alone else _summed_vectors(coefficients, deltas, matrices)
+    return _plan(recipe, deltas, matrices, vectors, exact=is_alone)
+
+
+def _plan(
+    recipe: CanonicalRecipe,
+    deltas: Sequence[Delta],
+    matrices: Mapping[str, MatrixPlan],
+    vectors: Mapping[str, torch.Tensor],
+    *,
+    exact: bool = False,
+) -> MergePlan:
+    terms = tuple(digest for digest, _ in recipe.terms)
+    return MergePlan(recipe.hash, terms, matrices, vectors, merge_copied(deltas), exact)
+
+
+def _by_rows(
+    recipe: CanonicalRecipe,
+    deltas: Sequence[Delta],
+    method: Method,
+    plan: Plan,
+    weights: torch.Tensor,
+    params: Params,
+    base: Base,
+) -> MergePlan:
+    stacks = Stacks.of(deltas, weights, base)
+    matrices: dict[str, MatrixPlan] = {}
+    vectors: dict[str, torch.Tensor] = {}
+    for name in stacks.names:
+        if base.specs[name].is_matrix:
+            matrices[name] = _scaled(plan(Matrix(name, deltas, weights, base), params), recipe.scale)
+        elif method.vector is not None:
+            vectors[name] = recipe.scale * method.vector(stacks.read(name), params)
+        else:
+            scaled = _scaled(plan(Matrix(name, deltas, weights, base), params), recipe.scale)
+            vectors[name] = _multiplied_out(scaled, stacks.read(name).differences, base.stored(name).float())
+    return _plan(recipe, deltas, matrices, vectors)
+
+
+def _scaled(plan: MatrixPlan, scale: float) -> MatrixPlan:
+    """The merged task vector times `scale`: what the base's rows are scaled by is 1 and a part of that vector."""
+    return MatrixPlan(1 + scale * (plan.base_scale - 1), scale * plan.coefficients)
+
+
+def _multiplied_out(plan: MatrixPlan, differences: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """The difference that a plan of one neuron stands for."""
+    merged = (plan.coefficients.reshape(-1, *[1] * base.dim()) * differences).sum(0)
+    return merged + (plan.base_scale - 1).reshape([1] * base.dim()) * base
 
 
 def _union(parts: Iterable[Iterable[str]]) -> list[str]:
     return sorted({name for part in parts for name in part})
 
 
-def _merge_vectors(
-    merged: MatrixPlan, deltas: Sequence[Delta], matrices: Mapping[str, MatrixPlan]
+def _summed_vectors(
+    coefficients: torch.Tensor, deltas: Sequence[Delta], matrices: Mapping[str, MatrixPlan]
 ) -> Mapping[str, torch.Tensor]:
-    """sum_t C[t] * v_t in fp32; tensors without neurons take the coefficients' plain form.
+    """sum_t C[t] * v_t in fp32.
 
     One delta at weight 1 gives its own, which may be whole matrices. `num_bytes` counts them all the same.
     """
-    if len(deltas) == 1 and bool((merged.coefficients == 1).all()):
-        return deltas[0].vectors
     vectors: dict[str, torch.Tensor] = {}
-    for weight, delta in zip(merged.coefficients[:, 0].tolist(), deltas, strict=True):
+    for weight, delta in zip(coefficients[:, 0].tolist(), deltas, strict=True):
         for name in delta.vectors.keys() - matrices.keys():
             vector = weight * delta.vectors[name]
             vectors[name] = vectors[name] + vector if name in vectors else vector
