@@ -26,6 +26,7 @@ PatchbayError
     ├── NotFound                 no such delta, version, merge or blob; lists close names
     ├── NameTaken                the name belongs to something else
     ├── VersionConflict          someone else changed it first (compare-and-set)
+    ├── DeltaInUse               a saved merge is made of what is to be deleted
     ├── StoreFull                no space left for the blob or the catalog
     └── StoreUnavailable         the catalog or blob store does not answer
 
@@ -162,6 +163,10 @@ class NameTaken(StoreError):
 
 class VersionConflict(StoreError):
     code = "version_conflict"
+
+
+class DeltaInUse(StoreError):
+    code = "delta_in_use"
 
 
 class StoreFull(StoreError):

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from patchbay.engine.engine import Engine
+from patchbay.errors import InvalidRecipe
 from patchbay.merge import Recipe
 from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
@@ -69,6 +70,16 @@ class Resolver:
         path = "base" if resolved.canonical is None else "patched"
         self.metrics.inferences.labels(resolved.label, path).inc()
         return resolved, path
+
+    def recipe(self, recipe: Recipe | str) -> Resolved:
+        """A recipe in full, or an expression, or the name of a saved one: never the base."""
+        base = self.engine.backbone.name
+        if isinstance(recipe, Recipe):
+            return resolve(self.hub, self.tenant, base, base, recipe)
+        resolved = resolve(self.hub, self.tenant, base, recipe)
+        if resolved.recipe is None:
+            raise InvalidRecipe(f"{recipe!r} is the base, which is merged of nothing", param="recipe")
+        return resolved
 
 
 async def get_resolver(engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> Resolver:

@@ -46,6 +46,7 @@ STATUS: Mapping[type, int] = {
     errors.NotFound: 404,
     errors.NameTaken: 409,
     errors.VersionConflict: 409,
+    errors.DeltaInUse: 409,
     errors.DeltaTooLarge: 413,
     errors.UnsupportedFile: 415,
     UnsupportedParameter: 422,

@@ -6,12 +6,14 @@ Names are resolved once per request; after that only digests count, so a rollbac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from patchbay.errors import InvalidRecipe, NotFound
-from patchbay.merge import CanonicalRecipe, Recipe, find_method, parse
+from patchbay.merge import CanonicalRecipe, Recipe, Term, find_method, parse
+from patchbay.merge.recipe import WEIGHT
+from patchbay.merge.settings import check_keys
 from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Hub
 
@@ -43,20 +45,24 @@ class Resolved:
         """Digest -> the term as written."""
         return {pin.digest: pin.term for pin in self.pinned}
 
-    def describe(self, path: str) -> dict[str, Any]:
+    def describe(self, path: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """The `patchbay` object of a response."""
-        weights = {term.delta: term.weight for term in self.recipe.terms} if self.recipe else {}
+        weights = {term.delta: _plain_weight(term) for term in self.recipe.terms} if self.recipe else {}
         deltas = [
             {"name": pin.name, "version": pin.version, "digest": pin.digest, "weight": weights[pin.term]}
             for pin in self.pinned
         ]
-        return {"path": path, "deltas": deltas, "recipe": self._replayable()}
+        return {"path": path, "deltas": deltas, "recipe": self._replayable(), "warnings": list(warnings)}
 
-    def _replayable(self) -> str | None:
-        """The recipe as an expression that, sent as `model`, asks for the same again: a head beside it goes inside."""
+    def _replayable(self) -> str | dict[str, Any] | None:
+        """The recipe as an expression that, sent as `model`, asks for the same again: a head beside it goes inside.
+
+        Where no expression writes it, in full, as `patch` takes it.
+        """
         if self.recipe is None:
             return None
-        return self.recipe.model_copy(update={"head": self.head}).describe()
+        recipe = self.recipe.model_copy(update={"head": self.head})
+        return recipe.describe() or recipe.model_dump(mode="json")
 
 
 def resolve(
@@ -88,6 +94,11 @@ def pin_recipe(hub: Hub, tenant: str, recipe: Recipe, *, follow: bool) -> tuple[
 
 def _is_plain(recipe: Recipe) -> bool:
     return len(recipe.terms) == 1 and recipe.method == "task_arithmetic"
+
+
+def _plain_weight(term: Term) -> float | None:
+    """None where it varies: the recipe says how."""
+    return None if WEIGHT in term.params else term.weight
 
 
 def _saved_merge(hub: Hub, tenant: str, name: str) -> Mapping[str, Any] | None:
@@ -129,6 +140,7 @@ def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
 def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
     method = find_method(recipe.method)
     method.check_terms(len(recipe.terms))
+    check_keys(method.name, method.defaults, (key for term in recipe.terms for key in term.params))
     filled = recipe.model_copy(update={"params": method.filled(recipe.params)})
     digests = {pin.term: pin.digest for pin in pinned}
     canonical = filled.canonical(digests, method.symmetric, {})

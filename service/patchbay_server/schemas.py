@@ -89,6 +89,12 @@ class MergeRequest(Body):
     follow: bool = False
 
 
+class PreviewRequest(Body):
+    """`recipe` in full or as an expression."""
+
+    recipe: Recipe | ModelName
+
+
 class CompressionRequest(Body):
     """`files`: file name -> blob. At most one of `density`, `target_size` (bytes) and `target_kl`. `labels` is a blob
     with a class for each input of `calibration`, one a line, for a `score` that needs them. What is left out is the

@@ -13,8 +13,10 @@ from tests import pico
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
+from patchbay.delta.manifest import Token
 from patchbay.errors import InputError, InvalidRecipe, WrongShape
 from patchbay.execute.patch import Patcher
+from patchbay.execute.vocabulary import appended_rows
 from patchbay.models.generation import SamplingParams, complete
 from patchbay.models.inputs import Inputs
 
@@ -124,8 +126,19 @@ def test_two_larger_vocabularies_cannot_be_merged(model_folder: ModelFolder, tmp
     ):
         pytest.fail("both have a token with the same id")
     assert caught.value.param == "terms"
+    assert "rows without tokens" in caught.value.message
     with patcher.patched(pico.plan([first], [1.0]), [first]):
         assert len(backbone.model.get_input_embeddings().weight) == pico.VOCAB + MORE
+
+
+def test_both_vocabularies_are_listed(model_folder: ModelFolder, tmp_path: Path) -> None:
+    (_, delta) = grown(model_folder("llama"), tmp_path / "a")
+    named = []
+    for words in (("<one>",), tuple(f"<{number}>" for number in range(10))):
+        tokens = tuple(Token(id=number, content=word, special=False) for number, word in enumerate(words))
+        named.append(replace(delta, manifest=delta.manifest.model_copy(update={"tokens": tokens})))
+    with pytest.raises(InvalidRecipe, match="('<one>').*'<0>', '<1>'.*'<7>' and 2 more"):
+        appended_rows(named)
 
 
 @pytest.mark.parametrize(

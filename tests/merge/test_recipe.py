@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from patchbay.errors import InvalidRecipe
 from patchbay.merge.recipe import MAX_INTEGER, MAX_PARAMS, MAX_TERMS, MAX_WEIGHT, Recipe, Scalar, Term
+from patchbay.merge.rules import MAX_FILTER, MAX_GRADIENT, MAX_RULES, Rule
 
 LAW = settings(deadline=None)  # a busy machine is no failure
 WEIGHTS = st.floats(-MAX_WEIGHT, MAX_WEIGHT)
@@ -277,3 +278,179 @@ def test_a_delta_named_twice_is_refused_with_both_names(symmetric: bool) -> None
     with pytest.raises(InvalidRecipe, match=r"'math' and 'math@3' are the same delta") as caught:
         recipe.canonical({"math": "sha256:aa", "math@3": "sha256:aa", "code": "sha256:bb"}, symmetric, {})
     assert caught.value.param == "terms"
+
+
+# settings of terms
+
+
+def with_params(**params: object) -> dict[str, Any]:
+    return with_term(params=params)
+
+
+def test_terms_have_settings_of_their_own() -> None:
+    recipe = read_both_ways(
+        {
+            "terms": [
+                {
+                    "delta": "math",
+                    "params": {"density": 0.5, "weight": [{"filter": "mlp", "value": 1}, {"value": [0, 1]}]},
+                },
+                {"delta": "code"},
+            ]
+        }
+    )
+    first, second = recipe.terms
+    assert first.params == {"density": 0.5, "weight": (Rule(filter="mlp", value=1.0), Rule(value=(0.0, 1.0)))}
+    assert second.params == {}
+    assert recipe.describe() is None
+    assert read_both_ways(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_term_without_settings_is_written_as_ever() -> None:
+    assert Term(delta="math").model_dump(mode="json") == {"delta": "math", "weight": 1.0}
+    rule = {"value": [0.5, 1.0]}
+    term = Term.model_validate({"delta": "math", "params": {"density": [rule]}})
+    assert term.model_dump(mode="json") == {"delta": "math", "weight": 1.0, "params": {"density": [rule]}}
+
+
+REFUSED_SETTINGS: dict[str, dict[str, Any]] = {
+    "true": with_params(density=True),
+    "text": with_params(density="half"),
+    "null": with_params(density=None),
+    "nan": with_params(density=math.nan),
+    "beyond floats": with_params(density=10**400),
+    "beyond floats in a rule": with_params(density=[{"value": -(10**400)}]),
+    "no rules": with_params(density=[]),
+    "numbers without a rule": with_params(density=[0.1, 0.2]),
+    "nine rules": with_params(density=[{"filter": str(n), "value": 1} for n in range(MAX_RULES + 1)]),
+    "unknown field": with_params(density=[{"filter": "a", "value": 1, "layer": 2}]),
+    "no value": with_params(density=[{"filter": "a"}]),
+    "value true": with_params(density=[{"value": True}]),
+    "value text": with_params(density=[{"value": "1"}]),
+    "value infinite": with_params(density=[{"value": math.inf}]),
+    "empty gradient": with_params(density=[{"value": []}]),
+    "long gradient": with_params(density=[{"value": [0.5] * (MAX_GRADIENT + 1)}]),
+    "nested gradient": with_params(density=[{"value": [[0.5]]}]),
+    "nan in a gradient": with_params(density=[{"value": [0.5, math.nan]}]),
+    "filter empty": with_params(density=[{"filter": "", "value": 1}]),
+    "filter long": with_params(density=[{"filter": "a" * (MAX_FILTER + 1), "value": 1}]),
+    "filter with a blank": with_params(density=[{"filter": "a b", "value": 1}]),
+    "filter a number": with_params(density=[{"filter": 5, "value": 1}]),
+    "plain weight": with_params(weight=0.5),
+    "weight too large": with_params(weight=[{"value": 10.5}]),
+    "weight in a gradient too small": with_params(weight=[{"value": [0, -10.5]}]),
+    "key upper case": with_params(Density=1),
+    "key scale": with_params(scale=1),
+    "too many": with_params(**{f"p{n}": n for n in range(MAX_PARAMS + 1)}),
+    "a list": with_term(params=[1]),
+}
+
+
+@pytest.mark.parametrize("fields", REFUSED_SETTINGS.values(), ids=REFUSED_SETTINGS)
+def test_settings_that_are_none(fields: dict[str, Any]) -> None:
+    test_what_is_no_recipe_is_refused(fields)
+
+
+def test_the_canonical_json_of_settings_is_exactly_this() -> None:
+    rules = [{"filter": "mlp", "value": 1}, {"filter": "attn", "value": [0, 1]}, {"filter": "*", "value": 2}]
+    recipe = Recipe.model_validate(
+        {
+            "method": "ties",
+            "terms": [{"delta": "b", "params": {"weight": rules, "density": 0.5}}, {"delta": "a"}],
+        }
+    )
+    canonical = recipe.canonical({"a": "sha256:aa", "b": "sha256:bb"}, True, {"density": 1.0})
+    assert canonical.to_json() == (
+        '{"head":null,"method":"ties","params":{"density":1.0},"scale":1.0,'
+        '"settings":[{},{"density":[[null,[0.5]]],"weight":[["mlp",[1.0]],["attn",[0.0,1.0]]]}],'
+        '"terms":[["sha256:aa",1.0],["sha256:bb",2.0]]}'
+    )
+
+
+def meaning_of(weight: float = 1.0, /, **params: object) -> str:
+    """The hash of a recipe of two terms, of which the first has these."""
+    terms = [{"delta": "a", "weight": weight, "params": params}, {"delta": "b"}]
+    recipe = Recipe.model_validate({"method": "ties", "terms": terms})
+    return hash_of(recipe, defaults={"density": 0.5, "rule": "sum"})
+
+
+PLAIN = meaning_of()
+MLP = {"filter": "mlp", "value": 0.25}
+ATTN = {"filter": "attn", "value": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (meaning_of(density=0.5), PLAIN),
+        (meaning_of(density=[{"value": 0.5}]), PLAIN),
+        (meaning_of(density=[{"filter": "*", "value": [0.5, 0.5]}]), PLAIN),
+        (meaning_of(density=[{"filter": "mlp", "value": 0.5}]), PLAIN),
+        (meaning_of(weight=[{"value": 1}]), PLAIN),
+        (meaning_of(weight=[{"value": 2}]), meaning_of(2.0)),
+        (meaning_of(7.0, weight=[{"value": 2}]), meaning_of(2.0)),
+        (meaning_of(7.0, weight=[{"value": [0, 1]}]), meaning_of(weight=[{"value": [0, 1]}])),
+        (meaning_of(weight=[MLP, {"value": 2}]), meaning_of(2.0, weight=[MLP])),
+        (meaning_of(weight=[MLP, {"filter": "mlp.up", "value": 3}]), meaning_of(weight=[MLP])),
+        (meaning_of(density=[{"value": 0.75}, MLP]), meaning_of(density=0.75)),
+        (meaning_of(density=[MLP, ATTN]), meaning_of(density=[ATTN, MLP])),
+        (meaning_of(density=-0.0), meaning_of(density=0)),
+    ],
+)  # fmt: skip
+def test_settings_that_mean_the_same(one: str, other: str) -> None:
+    assert one == other
+
+
+def test_settings_that_mean_something_else() -> None:
+    different = [
+        PLAIN,
+        meaning_of(2.0),
+        meaning_of(density=0.75),
+        meaning_of(density=[MLP]),
+        meaning_of(density=[{"filter": "mlp", "value": [0.25, 0.5]}]),
+        meaning_of(density=[{"filter": "mlp", "value": [0.5, 0.25]}]),
+        meaning_of(density=[{"filter": "mlp.", "value": 0.25}]),
+        meaning_of(weight=[MLP]),
+        meaning_of(2.0, weight=[MLP]),
+        meaning_of(epsilon=0.5),
+        meaning_of(density=[MLP, {"filter": "attn", "value": 1}]),
+        meaning_of(density=[{"filter": "attn", "value": 1}, MLP]),
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_settings_stay_with_their_term() -> None:
+    def of(*terms: dict[str, Any]) -> str:
+        return hash_of(Recipe.model_validate({"method": "ties", "terms": terms}))
+
+    one, other = {"delta": "a", "params": {"density": 0.25}}, {"delta": "b"}
+    assert of(one, other) == of(other, one) != of({"delta": "a"}, {"delta": "b", "params": {"density": 0.25}})
+
+
+def test_recipes_without_settings_keep_their_hash() -> None:
+    assert "settings" not in BASE.canonical(digests_of(BASE), True, {}).to_json()
+    pinned = Recipe(terms=(Term(delta="math", weight=0.6), Term(delta="code", weight=0.4)))
+    digests = {"math": "sha256:" + "a" * 64, "code": "sha256:" + "b" * 64}
+    assert (
+        pinned.canonical(digests, True, {}).hash
+        == "sha256:a6823c2bfa3d3b663d4f9a7a1c825fbc9f53d58b0a7f23801098e2ac2a174da3"
+    )
+
+
+RULE = st.fixed_dictionaries(
+    {"value": st.one_of(WEIGHTS, st.lists(WEIGHTS, min_size=1, max_size=4))},
+    optional={"filter": st.sampled_from(["*", "mlp", "mlp.up", "attn", "layers.0."])},
+)
+
+
+@LAW
+@given(
+    recipes(), st.dictionaries(st.sampled_from(["weight", "density", "gamma"]), st.lists(RULE, min_size=1, max_size=4))
+)
+def test_settings_survive_json(recipe: Recipe, settings: dict[str, Any]) -> None:
+    """And what is read back has the same canonical form."""
+    terms = [term.model_dump() | {"params": settings} for term in recipe.terms]
+    written = Recipe.model_validate(recipe.model_dump() | {"terms": terms})
+    again = Recipe.model_validate_json(written.model_dump_json())
+    assert again == written
+    assert hash_of(again) == hash_of(written)

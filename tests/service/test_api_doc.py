@@ -124,9 +124,10 @@ def test_every_expression_parses() -> None:
 def test_every_method_and_no_other() -> None:
     documented = table(TEXT, "method")
     assert documented.keys() == METHODS.keys()
-    for name, (formula, parameters) in documented.items():
+    for name, (formula, *listed) in documented.items():
         assert METHODS[name].paper in formula
-        assert parameters == (", ".join(f"`{p}`" for p in METHODS[name].defaults) or "none")
+        keys = METHODS[name].defaults, METHODS[name].presets
+        assert listed == [", ".join(f"`{key}`" for key in given) or "none" for given in keys]
 
 
 def subclasses(cls: type[errors.PatchbayError]) -> set[type[errors.PatchbayError]]:
@@ -208,6 +209,7 @@ def answers(serve: Serve, delta_file: Callable[..., Path], finetune_folder: Call
     found["POST /v1/completions"] = ok(llama.post("/v1/completions", {"model": "0.5*math", "prompt": "the cat"}))
     found["POST /v1/classify"] = ok(vit.post("/v1/classify", {"model": "0.6*noisy", "input": IMAGE}))
     found["POST /v1/merges"] = ok(vit.post("/v1/merges", {"name": "both", "recipe": "linear(noisy)"}), 201)
+    found["POST /v1/merges:preview"] = ok(vit.post("/v1/merges:preview", {"recipe": "linear(noisy)"}))
     found["PUT /v1/blobs/{digest}"] = ok(
         vit.client.put(f"/v1/blobs/sha256:{sha256(b'x').hexdigest()}", content=b"x"), 201
     )

@@ -73,6 +73,7 @@ def test_shape_of_an_answer(llama: Served) -> None:
             "path": "patched",
             "deltas": [{"name": "math", "version": 1, "digest": record["digest"], "weight": 1.0}],
             "recipe": "math",
+            "warnings": [],
         },
     }
 
@@ -131,7 +132,7 @@ def test_under_a_recipe(llama: Served) -> None:
     saved = ok(llama.post("/v1/completions", {"model": "both", "prompt": "the cat", **options}))
     assert texts(saved) == texts(merged)
     base = ok(llama.post("/v1/completions", {"model": "base", "prompt": "the cat", **options}))
-    assert base["patchbay"] == {"path": "base", "deltas": [], "recipe": None}
+    assert base["patchbay"] == {"path": "base", "deltas": [], "recipe": None, "warnings": []}
 
 
 @pytest.mark.parametrize(

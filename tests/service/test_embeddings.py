@@ -63,6 +63,7 @@ def test_shape_of_an_answer(encoder: Served) -> None:
             "path": "patched",
             "deltas": [{"name": "math", "version": 1, "digest": record["digest"], "weight": 0.5}],
             "recipe": "0.5*math",
+            "warnings": [],
         },
     }
     vectors = torch.tensor([row["embedding"] for row in answer["data"]])

@@ -84,8 +84,8 @@ def test_a_saved_merge_keeps_what_it_was_made_from(served: Served, delta_file: C
     served.upload("math", delta_file("vit", 3))
     assert ok(served.post("/v1/classify", {"model": "both", "input": IMAGE})) == before
     assert served.classify(EXPRESSION, IMAGE) != before["data"]
-    ok(served.delete("/v1/deltas/math"))
-    ok(served.delete("/v1/deltas/code"))
+    ok(served.delete("/v1/deltas/math?force=true"))
+    ok(served.delete("/v1/deltas/code?force=true"))
     assert ok(served.post("/v1/classify", {"model": "both", "input": IMAGE})) == before
 
 
@@ -98,8 +98,27 @@ def test_a_merge_that_follows(served: Served, delta_file: Callable[..., Path]) -
     assert [(d["name"], d["version"]) for d in answer["patchbay"]["deltas"]] == [("code", 1), ("math", 2)]
     ok(served.put("/v1/deltas/math/current", {"version": 1}))
     assert served.classify("both", IMAGE) == first
-    ok(served.delete("/v1/deltas/math"))
+    ok(served.delete("/v1/deltas/math?force=true"))
     assert_error(served.post("/v1/classify", {"model": "both", "input": IMAGE}), 404, "not_found", "model")
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_what_a_merge_is_made_of_is_not_deleted_by_accident(
+    served: Served, delta_file: Callable[..., Path], follow: bool
+) -> None:
+    save(served, "both", "math + code@1", follow=follow)
+    message = assert_error(served.delete("/v1/deltas/math"), 409, "delta_in_use", "delta")
+    assert "'both'" in message and "force=true" in message
+    served.upload("math", delta_file("vit", 3))
+    served.upload("code", delta_file("vit", 3))
+    # A merge that follows is at math's version 2 by now, and stays at the version of code that it names.
+    if follow:
+        ok(served.delete("/v1/deltas/math@1"))
+    else:
+        assert_error(served.delete("/v1/deltas/math@1"), 409, "delta_in_use", "delta")
+    assert_error(served.delete("/v1/deltas/code@1"), 409, "delta_in_use", "delta")
+    ok(served.delete("/v1/merges/both"))
+    ok(served.delete("/v1/deltas/code"))
 
 
 def test_versions_that_were_named_stay(served: Served, delta_file: Callable[..., Path]) -> None:

@@ -103,6 +103,7 @@ def test_shape_of_an_answer(vit: Served) -> None:
             "path": "patched",
             "deltas": [{"name": "math", "version": 1, "digest": record["digest"], "weight": 0.5}],
             "recipe": "0.5*math",
+            "warnings": [],
         },
     }
     assert (first["index"], second["index"]) == (0, 1)
@@ -115,7 +116,7 @@ def test_shape_of_an_answer(vit: Served) -> None:
 
 def test_what_the_base_says_of_itself(vit: Served) -> None:
     answer = ok(vit.post("/v1/classify", {"model": "base", "input": ARRAYS[0]}))
-    assert answer["patchbay"] == {"path": "base", "deltas": [], "recipe": None}
+    assert answer["patchbay"] == {"path": "base", "deltas": [], "recipe": None, "warnings": []}
     assert len(answer["data"]) == 1
 
 

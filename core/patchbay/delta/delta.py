@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,6 +81,17 @@ class Delta:
             + sum(e.positions.nbytes + e.bits.nbytes for e in self.exceptions.values())
             + sum(n.energy.nbytes + n.cosine.nbytes for n in self.neurons.values())
         )
+
+    @cached_property
+    def norm(self) -> float:
+        """|tau|_2 of the task vector: of the whole one where statistics tell it, for a draw of entries is longer."""
+        return math.sqrt(sum(self._energy(name) for name in {*self.matrices, *self.factors, *self.vectors}))
+
+    def _energy(self, name: str) -> float:
+        if name in self.neurons:
+            return float(self.neurons[name].energy.double().sum())
+        rows = self.matrices[name].values if self.is_sparse(name) else self.difference(name)
+        return float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
 
     def __contains__(self, name: str) -> bool:
         return name in self.matrices or name in self.vectors or name in self.factors

@@ -6,6 +6,7 @@ deltas.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
 from patchbay.execute.vocabulary import appended_rows
 from patchbay.merge import CanonicalRecipe, Merged, build
+from patchbay.merge.preview import Preview, preview
 from patchbay.models.classifier import Classification, classify
 from patchbay.models.embedding import Embedded, embed
 from patchbay.models.generation import Completion, SamplingParams, any_set, complete
@@ -120,6 +122,24 @@ class Engine:
         deltas = self._deltas(recipe)
         appended_rows(list(deltas.values()))
         self._merged(recipe, deltas)
+
+    def preview(self, recipe: CanonicalRecipe) -> tuple[Merged, Preview, float]:
+        """The merge as it would be served, what its terms are like, and the seconds that building it took: few where it
+        was built before. Raises as serving would.
+        """
+        deltas = self._deltas(recipe)
+        appended_rows(list(deltas.values()))
+        start = time.perf_counter()
+        merged = self._merged(recipe, deltas)
+        seconds = time.perf_counter() - start
+        return merged, preview(list(deltas.values()), self.backbone), seconds
+
+    def warnings(self, recipe: CanonicalRecipe | None) -> tuple[str, ...]:
+        """What answers under the recipe should be read with."""
+        if recipe is None:
+            return ()
+        built = self.plans.get(recipe.hash, lambda: build(recipe, list(self._deltas(recipe).values()), self.backbone))
+        return built.warnings
 
     def _require(self, what: str, *tasks: Task) -> None:
         if self.backbone.task not in tasks:

@@ -14,6 +14,8 @@ from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.errors import InvalidRecipe, WrongShape
 
+SHOWN, SHOWN_LENGTH = 8, 40  # of tokens in a message
+
 
 class Extended(NamedTuple):
     """A parameter that stands for a longer matrix, and the resident memory that it stood for."""
@@ -32,12 +34,19 @@ def appended_rows(deltas: Sequence[Delta]) -> Mapping[str, torch.Tensor]:
     """
     owners = [delta for delta in deltas if delta.appended]
     if len(owners) > 1:
-        first, second = (delta.manifest.provenance.finetuned for delta in owners[:2])
+        first, second = (f"{delta.manifest.provenance.finetuned!r} ({_tokens(delta)})" for delta in owners[:2])
         raise InvalidRecipe(
-            f"{first!r} and {second!r} both add tokens to the vocabulary, which cannot be merged: use one of them",
+            f"{first} and {second} both add tokens to the vocabulary, which cannot be merged: use one of them",
             param="terms",
         )
     return owners[0].appended if owners else {}
+
+
+def _tokens(delta: Delta) -> str:
+    """What a delta adds, the first few of it."""
+    listed = [token.content[:SHOWN_LENGTH] for token in delta.manifest.tokens]
+    more = f" and {len(listed) - SHOWN} more" if listed[SHOWN:] else ""
+    return ", ".join(map(repr, listed[:SHOWN])) + more if listed else "rows without tokens"
 
 
 def extend(backbone: Backbone, appended: Mapping[str, torch.Tensor], saved: MutableSequence[Any]) -> None:

@@ -121,37 +121,36 @@ class Matrix:
             )
             return torch.cat([torch.linalg.vecdot(rows.double(), base.double()) for rows, base in pairs])
         rows = delta.matrices[self.name]
-        weights = self.base.stored(self.name).reshape(-1)[rows.positions.long()]
-        return self._summed(rows.positions, rows.values.double() * weights.double())
+        products = rows.values.double() * self.base.stored(self.name).reshape(-1)[rows.positions.long()].double()
+        return torch.bincount(self._neurons(rows.positions), products, self.num_neurons)
 
-    def _summed(self, positions: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-        """Products at flat positions of the tensor, summed by neuron."""
+    def _neurons(self, positions: torch.Tensor) -> torch.Tensor:
+        """The neuron of each flat position of the tensor."""
         if self._axis is None:
-            return products.sum().reshape(1)
-        behind = torch.Size(self.spec.shape[self._axis + 1 :]).numel()
-        neurons = positions // behind
-        if self._axis:
-            neurons = neurons % self.num_neurons
-        return torch.bincount(neurons, products, self.num_neurons)
+            return torch.zeros_like(positions)
+        neurons = positions // torch.Size(self.spec.shape[self._axis + 1 :]).numel()
+        return neurons % self.num_neurons if self._axis else neurons
 
     def _sparse_gram(self) -> torch.Tensor:
-        """Term after term is laid out whole, and the others are looked up in it."""
+        """Term after term is laid out whole, and those behind it are looked up in it."""
         count = len(self.deltas)
         gram = torch.zeros(self.num_neurons, count, count, dtype=torch.float64)
         laid = torch.zeros(self.spec.numel)
-        listed = [delta.matrices.get(self.name) for delta in self.deltas]
-        for first, rows in enumerate(listed):
-            if rows is None:
-                continue
-            where = rows.positions.long()
-            laid[where] = rows.values
-            for second in range(first, count):
-                other = listed[second]
-                if other is not None:
-                    products = other.values.double() * laid[other.positions.long()].double()
-                    gram[:, first, second] = gram[:, second, first] = self._summed(other.positions, products)
-            laid[where] = 0.0
+        terms = [(place, self._listed(delta)) for place, delta in enumerate(self.deltas) if self.name in delta]
+        for done, (first, (where, _, values)) in enumerate(terms):
+            laid.index_copy_(0, where, values)
+            has_energy = self._statistics(self.deltas[first]) is not None
+            for second, (others, neurons, other_values) in terms[done + has_energy :]:
+                products = other_values.double() * laid.index_select(0, others).double()
+                gram[:, first, second] = torch.bincount(neurons, products, self.num_neurons)
+                gram[:, second, first] = gram[:, first, second]
+            laid.index_fill_(0, where, 0.0)
         return gram
+
+    def _listed(self, delta: Delta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Positions, their neurons, and values."""
+        rows = delta.matrices[self.name]
+        return rows.positions.long(), self._neurons(rows.positions), rows.values
 
     def _dense_gram(self) -> torch.Tensor:
         terms = [self._rows(difference_of(delta, self.name, self.spec.shape)) for delta in self.deltas]

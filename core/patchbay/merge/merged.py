@@ -14,7 +14,9 @@ from patchbay.delta import Delta, SparseRows
 from patchbay.merge.method import Merge
 from patchbay.merge.methods import find_method
 from patchbay.merge.plan import MatrixPlan, MergePlan, build_plan, check_same_base, merge_copied
+from patchbay.merge.preview import warnings_of
 from patchbay.merge.recipe import CanonicalRecipe
+from patchbay.merge.settings import Settings
 from patchbay.merge.stack import Base, Params, Stacks
 
 SPARSE_BELOW = 0.4  # of entries that are not 0: an entry of a sparse matrix takes eight bytes, of a dense one four
@@ -26,6 +28,7 @@ class Merged:
 
     plan: MergePlan
     delta: Delta | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -43,13 +46,13 @@ def build(recipe: CanonicalRecipe, deltas: Sequence[Delta], base: Base) -> Merge
     """
     method = find_method(recipe.method)
     if method.merge is None:
-        return Merged(build_plan(recipe, deltas, base))
+        return Merged(build_plan(recipe, deltas, base), warnings=warnings_of(method, deltas))
     method.check_terms(len(deltas))
     check_same_base(deltas)
     params = method.filled(dict(recipe.params))
-    weights = torch.tensor([weight for _, weight in recipe.terms], dtype=torch.float32)
-    delta = _merge(method.merge, Stacks.of(deltas, weights, base), params, recipe.scale, deltas)
-    return Merged(_as_it_is(recipe, delta), delta)
+    settings = Settings.of(recipe, params, base.specs)
+    delta = _merge(method.merge, Stacks.of(deltas, settings, base), params, recipe.scale, deltas)
+    return Merged(_as_it_is(recipe, delta), delta, warnings_of(method, deltas))
 
 
 def _merge(merge: Merge, stacks: Stacks, params: Params, scale: float, deltas: Sequence[Delta]) -> Delta:

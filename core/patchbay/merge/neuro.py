@@ -42,13 +42,20 @@ def neuron_weights(
     """
     along = torch.where(base_energy[:, None] > 0, projections / base_energy[:, None], 0.0)
     orthogonal = gram - base_energy[:, None, None] * along[:, :, None] * along[:, None, :]
-    squares, directions = torch.linalg.eigh(orthogonal)
+    betas = torch.zeros_like(along)
+    changed = orthogonal.diagonal(dim1=1, dim2=2).amax(1) > 0  # of a vocabulary, only the tokens that occurred
+    betas[changed] = _elected_shares(orthogonal[changed])
+    return elect_mean(along, dim=1), (betas * along).sum(1), betas
+
+
+def _elected_shares(gram: torch.Tensor) -> torch.Tensor:
+    squares, directions = torch.linalg.eigh(gram)
     sizes = squares.clamp(min=0).sqrt()
     is_there = sizes > NO_DIRECTION * sizes.amax(-1, keepdim=True)
     coordinates = elect_mean(directions * sizes[:, None, :], dim=1)
     shares = torch.where(is_there, coordinates / torch.where(is_there, sizes, 1.0), 0.0)
-    betas = (directions @ shares[:, :, None]).squeeze(-1)
-    return elect_mean(along, dim=1), (betas * along).sum(1), betas
+    betas: torch.Tensor = (directions @ shares[:, :, None]).squeeze(-1)
+    return betas
 
 
 def elected_vector(stack: Stack, params: Params) -> torch.Tensor:

@@ -6,7 +6,7 @@ Knows nothing of names in a store, of models and of how it is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from patchbay.merge.matrix import Matrix, MatrixPlan
 from patchbay.merge.method import Combine, Method, Plan
 from patchbay.merge.methods import find_method
 from patchbay.merge.recipe import CanonicalRecipe
+from patchbay.merge.settings import Settings
 from patchbay.merge.stack import Base, Params, Stacks
 
 __all__ = ["MatrixPlan", "MergePlan", "build_plan", "check_same_base", "merge_copied"]
@@ -47,19 +48,21 @@ class MergePlan:
 def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta], base: Base | None = None) -> MergePlan:
     """The plan of `recipe` for its terms' deltas, in the recipe's order, of a method whose path is a plan.
 
-    `base` is what the deltas were made for; methods with one coefficient for the whole model do not look at it.
+    `base` is what the deltas were made for; methods with one coefficient for the whole model look at it for the names
+    of its layers, where terms have rules.
     Raises UnknownMethod or InvalidRecipe (parameters, number of terms, deltas of different bases).
     """
     method = find_method(recipe.method)
     method.check_terms(len(deltas))
     check_same_base(deltas)
     params = method.filled(dict(recipe.params))
-    weights = torch.tensor([weight for _, weight in recipe.terms], dtype=torch.float32)
+    assert base is not None or not recipe.settings, "rules need the names of the base's layers"
+    settings = Settings.of(recipe, params, base.specs if base else ())
     if method.combine is not None:
-        return _uniform(recipe, deltas, method.combine, weights, params)
+        return _uniform(recipe, deltas, _combined(method.combine, settings, params, recipe.scale))
     assert method.plan is not None, "a method whose path is a delta has no plan"
     assert base is not None, "methods that look at rows need the base"
-    return _by_rows(recipe, deltas, method, method.plan, weights, params, base)
+    return _by_rows(recipe, deltas, method, method.plan, settings, params, base)
 
 
 def check_same_base(deltas: Sequence[Delta]) -> None:
@@ -69,14 +72,30 @@ def check_same_base(deltas: Sequence[Delta]) -> None:
         raise InvalidRecipe("the deltas were made for different bases and cannot be merged", param="terms")
 
 
-def _uniform(
-    recipe: CanonicalRecipe, deltas: Sequence[Delta], combine: Combine, weights: torch.Tensor, params: Params
-) -> MergePlan:
-    coefficients = recipe.scale * combine(weights, params).unsqueeze(1)
-    merged = MatrixPlan(base_scale=torch.ones(1), coefficients=coefficients)
+def _combined(combine: Combine, settings: Settings, params: Params, scale: float) -> Callable[[str], MatrixPlan]:
+    """Tensor -> its plan, the same one for all tensors in which the terms weigh the same."""
+    made: dict[tuple[float, ...], MatrixPlan] = {}
+
+    def find(name: str) -> MatrixPlan:
+        weights = settings.weights_in(name)
+        key = tuple(weights.tolist())
+        try:
+            if key not in made:
+                made[key] = MatrixPlan(torch.ones(1), scale * combine(weights, params).unsqueeze(1))
+        except InvalidRecipe as error:
+            where = f"in {name!r}, " if settings.has_rules else ""
+            raise InvalidRecipe(where + error.message, param=error.param) from error
+        return made[key]
+
+    return find
+
+
+def _uniform(recipe: CanonicalRecipe, deltas: Sequence[Delta], find: Callable[[str], MatrixPlan]) -> MergePlan:
     # A tensor that one delta prunes and another stores whole is a matrix for both: it is summed, then rounded, once.
-    matrices = dict.fromkeys(_union([*delta.matrices, *delta.factors] for delta in deltas), merged)
-    is_alone = len(deltas) == 1 and bool((coefficients == 1).all())
+    matrices = {name: find(name) for name in _union([*delta.matrices, *delta.factors] for delta in deltas)}
+    coefficients = {name: find(name).coefficients[:, 0] for name in _union(delta.vectors for delta in deltas)}
+    found = [*coefficients.values(), *(plan.coefficients for plan in matrices.values())] or [find("").coefficients]
+    is_alone = len(deltas) == 1 and all(bool((each == 1).all()) for each in found)
     vectors = deltas[0].vectors if is_alone else _summed_vectors(coefficients, deltas, matrices)
     return _plan(recipe, deltas, matrices, vectors, exact=is_alone)
 
@@ -98,20 +117,20 @@ def _by_rows(
     deltas: Sequence[Delta],
     method: Method,
     plan: Plan,
-    weights: torch.Tensor,
+    settings: Settings,
     params: Params,
     base: Base,
 ) -> MergePlan:
-    stacks = Stacks.of(deltas, weights, base)
+    stacks = Stacks.of(deltas, settings, base)
     matrices: dict[str, MatrixPlan] = {}
     vectors: dict[str, torch.Tensor] = {}
     for name in stacks.names:
         if base.specs[name].is_matrix:
-            matrices[name] = _scaled(plan(Matrix(name, deltas, weights, base), params), recipe.scale)
+            matrices[name] = _scaled(plan(Matrix(name, deltas, settings.weights_in(name), base), params), recipe.scale)
         elif method.vector is not None:
             vectors[name] = recipe.scale * method.vector(stacks.read(name), params)
         else:
-            scaled = _scaled(plan(Matrix(name, deltas, weights, base), params), recipe.scale)
+            scaled = _scaled(plan(Matrix(name, deltas, settings.weights_in(name), base), params), recipe.scale)
             vectors[name] = _multiplied_out(scaled, stacks.read(name).differences, base.stored(name).float())
     return _plan(recipe, deltas, matrices, vectors)
 
@@ -132,16 +151,16 @@ def _union(parts: Iterable[Iterable[str]]) -> list[str]:
 
 
 def _summed_vectors(
-    coefficients: torch.Tensor, deltas: Sequence[Delta], matrices: Mapping[str, MatrixPlan]
+    coefficients: Mapping[str, torch.Tensor], deltas: Sequence[Delta], matrices: Mapping[str, MatrixPlan]
 ) -> Mapping[str, torch.Tensor]:
-    """sum_t C[t] * v_t in fp32.
+    """sum_t C[t] * v_t in fp32, with the coefficients of each tensor.
 
     One delta at weight 1 gives its own, which may be whole matrices. `num_bytes` counts them all the same.
     """
     vectors: dict[str, torch.Tensor] = {}
-    for weight, delta in zip(coefficients[:, 0].tolist(), deltas, strict=True):
+    for term, delta in enumerate(deltas):
         for name in delta.vectors.keys() - matrices.keys():
-            vector = weight * delta.vectors[name]
+            vector = float(coefficients[name][term]) * delta.vectors[name]
             vectors[name] = vectors[name] + vector if name in vectors else vector
     return vectors
 

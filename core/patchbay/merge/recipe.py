@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from patchbay.errors import InvalidRecipe
+from patchbay.merge.rules import CanonicalRule, Outside, Setting, canonical_rules, list_as_tuple, without_default
 
 Scalar = int | float | bool | str
 
@@ -30,11 +31,9 @@ WORD = r"[a-z][a-z0-9._-]{0,62}"  # a method, or a parameter's text: never mista
 KEY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED_KEYS = frozenset({"scale", "head"})
 RESERVED_WORDS = frozenset({"true", "false"})
+WEIGHT = "weight"  # among a term's params: rules for its weight
 
-
-def _list_as_tuple(value: object) -> object:
-    """JSON's only sequence is the list, which strict mode would refuse for a tuple once it is a Python object."""
-    return tuple(value) if isinstance(value, list) else value
+TermSettings = tuple[tuple[str, tuple[CanonicalRule, ...]], ...]  # of one term, by key
 
 
 def _valid_key(key: object) -> object:
@@ -65,17 +64,25 @@ _ParamKey = Annotated[str, Field(pattern=f"^{KEY}$"), BeforeValidator(_valid_key
 _ParamValue = Annotated[Scalar, BeforeValidator(valid_scalar)]
 
 
-class _Outside(BaseModel):
-    """From JSON: 1 is read as 1.0, but "1" and true are no numbers; unknown fields, NaN and infinity are refused."""
+class Term(Outside):
+    """`weight` times one delta, which is written `name` (its current version) or `name@version`.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Term(_Outside):
-    """`weight` times one delta, which is written `name` (its current version) or `name@version`."""
+    `params` are the term's own: they go before the method's, where one of their rules holds. Rules for the weight are
+    among them, under `weight`; `weight` itself holds where none of those does.
+    """
 
     delta: _DeltaText
     weight: _Weight = 1.0
+    params: Annotated[dict[_ParamKey, Setting], Field(max_length=MAX_PARAMS, exclude_if=lambda params: not params)] = {}
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        rules = self.params.get(WEIGHT, ())
+        if not isinstance(rules, tuple):
+            raise ValueError("params.weight takes rules; a plain weight is the term's own field, beside params")
+        if any(abs(value) > MAX_WEIGHT for rule in rules for value in rule.values):
+            raise ValueError(f"params.weight: weights lie within -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
+        return self
 
     @property
     def name(self) -> str:
@@ -94,20 +101,24 @@ class Term(_Outside):
         return sign + self.delta if size == 1 else f"{sign}{_shortest(size)}*{self.delta}"
 
 
-class Recipe(_Outside):
+class Recipe(Outside):
     """Merge `terms` by `method`, then multiply the merged task vector by `scale`.
 
     `head` is the delta whose classification head answers, written as in a term.
     """
 
     method: Annotated[str, Field(pattern=f"^{WORD}$")] = "task_arithmetic"
-    terms: Annotated[tuple[Term, ...], Field(min_length=1, max_length=MAX_TERMS), BeforeValidator(_list_as_tuple)]
+    terms: Annotated[tuple[Term, ...], Field(min_length=1, max_length=MAX_TERMS), BeforeValidator(list_as_tuple)]
     scale: _Weight = 1.0
     params: Annotated[dict[_ParamKey, _ParamValue], Field(max_length=MAX_PARAMS)] = {}
     head: _DeltaText | None = None
 
-    def describe(self) -> str:
-        """The shortest expression that `expression.parse` reads back to an equal recipe."""
+    def describe(self) -> str | None:
+        """The shortest expression that `expression.parse` reads back to an equal recipe; None where terms have params,
+        which no expression writes.
+        """
+        if any(term.params for term in self.terms):
+            return None
         terms, options = [term.describe() for term in self.terms], self._describe_options()
         if self.method == "task_arithmetic" and not options:
             return terms[0] + "".join(f" - {term[1:]}" if term[0] == "-" else f" + {term}" for term in terms[1:])
@@ -136,19 +147,43 @@ class Recipe(_Outside):
         Raises InvalidRecipe when two terms are the same delta.
         """
         _check_distinct(self.terms, digests)
-        terms = [(digests[term.delta], term.weight + 0.0) for term in self.terms]  # + 0.0 turns -0.0 into 0.0
         params = {**defaults, **self.params}
+        terms = [(digests[term.delta], *_canonical_term(term, params)) for term in self.terms]
+        if symmetric:
+            terms.sort()
+        settings = tuple(settings for _, _, settings in terms)
         return CanonicalRecipe(
             method=self.method,
-            terms=tuple(sorted(terms) if symmetric else terms),
+            terms=tuple((digest, weight) for digest, weight, _ in terms),
             scale=self.scale + 0.0,
             params=tuple(sorted(params.items())),
             head=head,
+            settings=settings if any(settings) else (),
         )
 
 
 def _shortest(number: float) -> str:
     return repr(number).removesuffix(".0")
+
+
+def _canonical_term(term: Term, params: Mapping[str, Scalar]) -> tuple[float, TermSettings]:
+    """The weight where no rule holds, and the term's settings as far as they say something else than `params`."""
+    weight, rules = _canonical_weight(term)
+    settings = {WEIGHT: rules}
+    for key in term.params.keys() - {WEIGHT}:
+        default = params.get(key)
+        found = canonical_rules(term.params[key])
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        settings[key] = without_default(found, float(default or 0)) if is_number else found
+    return weight, tuple((key, settings[key]) for key in sorted(settings) if settings[key])
+
+
+def _canonical_weight(term: Term) -> tuple[float, tuple[CanonicalRule, ...]]:
+    rules = canonical_rules(term.params.get(WEIGHT, ()))
+    weight = term.weight + 0.0  # + 0.0 turns -0.0 into 0.0
+    if rules and rules[-1][0] is None:  # holds wherever no other rule does, so that the plain weight never holds
+        weight = rules[-1][1][0] if len(rules[-1][1]) == 1 else 1.0
+    return weight, without_default(rules, weight)
 
 
 def _check_distinct(terms: tuple[Term, ...], digests: Mapping[str, str]) -> None:
@@ -164,23 +199,29 @@ def _check_distinct(terms: tuple[Term, ...], digests: Mapping[str, str]) -> None
 
 @dataclass(frozen=True, slots=True)
 class CanonicalRecipe:
-    """What a recipe means: content digests in place of names, every parameter present. Its identity is `hash`."""
+    """What a recipe means: content digests in place of names, every parameter present. Its identity is `hash`.
+
+    `settings` are the terms' own, in the order of `terms`; empty where no term has any.
+    """
 
     method: str
     terms: tuple[tuple[str, float], ...]
     scale: float
     params: tuple[tuple[str, Scalar], ...]
     head: str | None
+    settings: tuple[TermSettings, ...] = ()
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no blanks, every number a float in its shortest exact form."""
-        content = {
+        content: dict[str, object] = {
             "method": self.method,
             "terms": self.terms,
             "scale": self.scale,
             "params": {key: _plain_number(value) for key, value in self.params},
             "head": self.head,
         }
+        if self.settings:  # a key that others lack, so that their hashes stay what they were
+            content["settings"] = [dict(settings) for settings in self.settings]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property

@@ -13,6 +13,7 @@ import torch
 from patchbay.architecture import TensorSpec
 from patchbay.delta import Delta
 from patchbay.merge.recipe import Scalar
+from patchbay.merge.settings import Settings
 
 Params = Mapping[str, Scalar]  # a method's, all of them
 
@@ -73,12 +74,15 @@ class Stacks:
         return len(self.names)
 
     @classmethod
-    def of(cls, deltas: Sequence[Delta], weights: torch.Tensor, base: Base) -> Stacks:
-        """Those of decoded deltas. Integer tensors and appended rows are none of a method's business."""
+    def of(cls, deltas: Sequence[Delta], settings: Settings, base: Base) -> Stacks:
+        """Those of decoded deltas, with what terms set in each tensor. Integer tensors and appended rows are none of
+        a method's business.
+        """
 
         def read(name: str) -> Stack:
             differences = torch.stack([difference_of(delta, name, base.specs[name].shape) for delta in deltas])
-            return Stack(name, differences, weights, base.specs[name], lambda: base.stored(name).float(), sigma)
+            weights, own = settings.weights_in(name), settings.params_in(name)
+            return Stack(name, differences, weights, base.specs[name], lambda: base.stored(name).float(), sigma, own)
 
         names = sorted({name for delta in deltas for name in (*delta.matrices, *delta.factors, *delta.vectors)})
         sigma = max(delta.manifest.statistics.sigma for delta in deltas)

@@ -46,6 +46,7 @@ def show(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption =
 def rm(
     name: NameArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what saved merges are made of.")] = False,
     url: UrlOption = DEFAULT_URL,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +54,7 @@ def rm(
     path = _path(name)
     if not yes and sys.stdin.isatty():
         _ask_first(name if "@" in name else f"{name} and all its versions")
-    body = _ask(url, "DELETE", path, expect="deleted")
+    body = _ask(url, "DELETE", f"{path}?force=true" if force else path, expect="deleted")
     if as_json:
         print_json(body)
     else:

@@ -48,6 +48,7 @@ _BAD_INPUT = (
     errors.InvalidName,
     errors.NotFound,
     errors.NameTaken,
+    errors.DeltaInUse,
 )
 _WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 

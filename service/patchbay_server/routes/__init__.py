@@ -16,6 +16,7 @@ from patchbay_server.routes import (
     merges,
     models,
     predictions,
+    preview,
     transfers,
 )
 
@@ -25,6 +26,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     models.router,
     deltas.router,
     merges.router,
+    preview.router,
     predictions.router,
     embeddings.router,
     completions.router,

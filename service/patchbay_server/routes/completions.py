@@ -60,7 +60,7 @@ def _answer(body: CompletionsRequest, engine: Engine, resolver: Resolver, cancel
         "model": body.model,
         "choices": [_choice(index, completion) for index, completion in enumerate(completions)],
         "usage": _usage(completions),
-        "patchbay": resolved.describe(path),
+        "patchbay": resolved.describe(path, engine.warnings(resolved.canonical)),
     }
 
 

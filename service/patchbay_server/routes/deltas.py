@@ -20,6 +20,7 @@ from patchbay.store.hub import Upload
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.records import summarise, to_json
 from patchbay_server.schemas import CurrentRequest
+from patchbay_server.uses import check_unused
 
 router = APIRouter(prefix="/v1/deltas", tags=["deltas"])
 # Checking decodes the whole delta: two at a time bound the memory that uploads can take.
@@ -91,9 +92,14 @@ def set_current(name: str, body: CurrentRequest, hub: HubDep, tenant: TenantDep)
 
 
 @router.delete("/{delta}")
-def delete_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
-    """Deletes a version, or all of them with the bare name. Requests under way and saved merges keep their digests."""
-    deleted = hub.catalog.delete_delta(tenant, *split(delta))
+def delete_delta(delta: str, hub: HubDep, tenant: TenantDep, force: Annotated[bool, Query()] = False) -> dict[str, Any]:
+    """Deletes a version, or all of them with the bare name; what saved merges are made of only with `force`. Requests
+    under way keep what they have.
+    """
+    name, version = split(delta)
+    if not force:
+        check_unused(hub, tenant, name, version)
+    deleted = hub.catalog.delete_delta(tenant, name, version)
     return {"deleted": [to_json(record) for record in deleted]}
 
 

@@ -39,7 +39,13 @@ def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, cancell
         for index, row in enumerate(embedded.vectors)
     ]
     usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
-    return {"object": "list", "model": body.model, "data": data, "usage": usage, "patchbay": resolved.describe(path)}
+    return {
+        "object": "list",
+        "model": body.model,
+        "data": data,
+        "usage": usage,
+        "patchbay": resolved.describe(path, engine.warnings(resolved.canonical)),
+    }
 
 
 def _encode(row: torch.Tensor, encoding: str) -> list[float] | str:

@@ -10,13 +10,14 @@ from fastapi import APIRouter
 from patchbay.merge import Recipe, parse
 from patchbay.store.base import MergeRecord
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
+from patchbay_server.documents import MERGEKIT, MergekitRoute
 from patchbay_server.resolve import pin_recipe
 from patchbay_server.schemas import MergeRequest
 
-router = APIRouter(prefix="/v1/merges", tags=["merges"])
+router = APIRouter(prefix="/v1/merges", tags=["merges"], route_class=MergekitRoute)
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, openapi_extra=MERGEKIT)
 def save_merge(body: MergeRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Saves a recipe under a name. It is planned once before, so that a recipe that cannot be served is not saved."""
     hub.check_name(body.name)

@@ -34,5 +34,5 @@ def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, cancelled
             {"index": index, "label": result.label, "probabilities": result.probabilities}
             for index, result in enumerate(results)
         ],
-        "patchbay": resolved.describe(path),
+        "patchbay": resolved.describe(path, engine.warnings(resolved.canonical)),
     }

@@ -1,0 +1,281 @@
+"""mergekit's YAML as a recipe: `models` with weights and parameters, and what holds for the whole merge.
+
+Where mergekit refuses a document this does, too; where it makes a model, the recipe means that model. What changes the
+base's shape (slices, modules, tokenizers) is no recipe. Knows nothing of which deltas exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from patchbay.errors import InvalidRecipe
+from patchbay.merge.document import Node, load
+from patchbay.merge.method import PRESET, Method
+from patchbay.merge.methods import find_method
+from patchbay.merge.recipe import MAX_WEIGHT, NAME, VERSION, WEIGHT, Recipe, Scalar, valid_scalar
+from patchbay.merge.rules import EVERY, MAX_GRADIENT, MAX_RULES
+from patchbay.merge.settings import OF_TERMS
+
+DTYPES = ("float32", "bfloat16", "float16")
+MERGEKIT = "mergekit"  # the preset under which a method gives mergekit's results
+
+_REFUSED: Mapping[str, str] = {
+    "slices": "a merge keeps the base's layers; list whole models under 'models'",
+    "modules": "a merge is of the whole base; list whole models under 'models'",
+    "tokenizer": "a merge keeps the base's tokenizer; leave it out",
+    "chat_template": "a merge keeps the base's chat template; leave it out",
+}
+_FIELDS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", *_REFUSED)
+_WEIGHTED = frozenset({"linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "nuslerp"}) | frozenset(
+    {"breadcrumbs", "breadcrumbs_ties", "della", "della_linear"}
+)
+_UNWEIGHTED = frozenset({"slerp", "model_stock", "sce"})
+_SCALED = _WEIGHTED - {"linear", "nuslerp"}  # those that have a lambda
+_BASE_IS_NO_MODEL = _SCALED | {"nuslerp", "model_stock", "sce"}  # and that need one
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`dtype`: what mergekit computes in, `out_dtype` what it writes; None where the document says nothing."""
+
+    recipe: Recipe
+    dtype: str | None
+    out_dtype: str | None
+
+
+def read(text: str) -> Document:
+    """The recipe that a mergekit document describes. Models are named as deltas are: `math`, or `math@3`.
+
+    `lambda` becomes the recipe's `scale`, and `int8_mask` is left out: it says how mergekit stores a mask, not what
+    comes out. Methods with a preset `mergekit` get it. Raises InvalidRecipe, with line and column, and UnknownMethod.
+    """
+    root = load(text)
+    fields = root.mapping(_FIELDS)
+    for name, reason in _REFUSED.items():
+        if name in fields:
+            fields[name].fail(f"{name}: {reason}")
+    source = fields.get("tokenizer_source")
+    if source and source.content != "base":
+        source.fail("tokenizer_source: a merge keeps the base's tokenizer; 'base' says so, or leave it out")
+    for name in ("merge_method", "models"):
+        if name not in fields:
+            root.fail(f"the document has no {name}")
+    merge = _Merge(fields, _method(fields["merge_method"]))
+    return Document(_recipe(merge.content()), _dtype(fields.get("dtype")), _dtype(fields.get("out_dtype")))
+
+
+def _method(node: Node) -> Method:
+    if node.text() == "passthrough":
+        node.fail("passthrough stacks layers, which changes the base's shape; a merge cannot")
+    return find_method(node.text())
+
+
+def _dtype(node: Node | None) -> str | None:
+    if node is None:
+        return None
+    name = node.text().removeprefix("torch.")
+    if name not in DTYPES:
+        node.fail(f"{node.path} is one of {', '.join(DTYPES)}")
+    return name
+
+
+def _recipe(content: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidRecipe(f"{place}: {first['msg']}", param=place) from error
+
+
+class _Merge:
+    """A document's fields on their way to a recipe's. mergekit lets a model's parameters go before those of all."""
+
+    def __init__(self, fields: Mapping[str, Node], method: Method) -> None:
+        self.fields, self.method = fields, method
+        self.given = fields["parameters"].mapping() if "parameters" in fields else {}
+        self.of_terms = OF_TERMS & method.defaults.keys() | (set() if method.name in _UNWEIGHTED else {WEIGHT})
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    def content(self) -> dict[str, Any]:
+        terms = [self._term(name, entry) for name, entry in self._models()]
+        return {
+            "method": "linear" if self._is_mean() else self.name,
+            "terms": terms,
+            "scale": self._scale(),
+            "params": self._params(),
+        }
+
+    def _is_mean(self) -> bool:
+        """mergekit's task arithmetic divides by the sum of weights where it is told to."""
+        normalize = self.given.get("normalize")
+        if normalize is not None and self.name == "linear" and not normalize.flag():
+            normalize.fail("a sum of models that is not divided by its weights scales the base; leave normalize out")
+        return normalize is not None and self.name == "task_arithmetic" and normalize.flag()
+
+    def _scale(self) -> float:
+        if "lambda" not in self.given or self.name not in _SCALED:
+            return 1.0
+        return self.given["lambda"].number(MAX_WEIGHT)
+
+    # models
+
+    def _models(self) -> list[tuple[str, Node]]:
+        """Names of deltas and their entries; the base is none of them, but in slerp, which starts from it."""
+        entries = [(entry.mapping(("model", "parameters")), entry) for entry in self.fields["models"].items()]
+        for fields, entry in entries:
+            if "model" not in fields:
+                entry.fail("an entry of models has a model")
+        base = self._base()
+        if self.name == "slerp":
+            return self._from_base([(fields["model"], entry) for fields, entry in entries], base)
+        found = []
+        for fields, entry in entries:
+            if base is None or fields["model"].text() != base.text():
+                found.append((_delta(fields["model"]), entry))
+            elif "parameters" in fields:
+                entry.fail("the base has no weight and no parameters here; leave them out")
+        return found
+
+    def _base(self) -> Node | None:
+        base = self.fields.get("base_model")
+        if base is None and self.name in _BASE_IS_NO_MODEL | {"slerp"}:
+            self.fields["merge_method"].fail(f"{self.name} needs a base_model")
+        if base is not None and self.name == "linear":
+            base.fail("linear counts base_model as one of the models; leave it out")
+        return base
+
+    def _from_base(self, models: list[tuple[Node, Node]], base: Node | None) -> list[tuple[str, Node]]:
+        """slerp's base_model is the fine-tune at t = 0."""
+        assert base is not None, "slerp needs one"
+        names = {model.text() for model, _ in models}
+        listed = models if base.text() in names else [(base, base), *models]
+        ordered = sorted(listed, key=lambda pair: pair[0].text() != base.text())
+        return [(_delta(model), entry) for model, entry in ordered]
+
+    def _term(self, name: str, entry: Node) -> dict[str, Any]:
+        given = entry.mapping().get("parameters") if isinstance(entry.content, dict) else None
+        own = given.mapping() if given is not None else {}
+        for key, node in own.items():
+            if key not in self.of_terms:
+                node.fail(f"models of {self.name} have no parameter {key!r} of their own{self._list(self.of_terms)}")
+        settings = {key: self._setting(key, own.get(key)) for key in sorted(self.of_terms)}
+        weight = settings.pop(WEIGHT, None)
+        params = {key: setting for key, setting in settings.items() if setting is not None}
+        if weight is None and self.name in _WEIGHTED:
+            entry.fail(f"{name} has no weight")
+        if isinstance(weight, list):
+            if not any(rule.get("filter", EVERY) == EVERY for rule in weight):
+                entry.fail(f"the weight of {name} ends with a value without a filter, for all other tensors")
+            return {"delta": name, "params": params | {WEIGHT: weight}}
+        return {"delta": name, "weight": 1.0 if weight is None else weight, "params": params}
+
+    def _setting(self, key: str, own: Node | None) -> float | list[dict[str, Any]] | None:
+        """A number, or rules: the model's own, then those of all models. Numbers of all are the recipe's params."""
+        bound = MAX_WEIGHT if key == WEIGHT else float("inf")
+        shared = self.given.get(key)
+        if shared is not None and key != WEIGHT and shared.is_number:
+            shared = None
+        found = [_rules(node, bound) for node in (own, shared) if node is not None]
+        if not found:
+            return None
+        rules = _reached([rule for part in found for rule in part])
+        if len(rules) > MAX_RULES:
+            (own or shared or self.fields["models"]).fail(f"{key} has at most {MAX_RULES} values with filters")
+        first = rules[0]
+        return first["value"] if first.keys() == {"value"} and isinstance(first["value"], float) else rules
+
+    # what holds for the whole merge
+
+    def _params(self) -> dict[str, Scalar]:
+        params: dict[str, Scalar] = {PRESET: MERGEKIT} if MERGEKIT in self.method.presets else {}
+        for key, node in self.given.items():
+            if key == "int8_mask":
+                node.flag()
+            elif key == "nuslerp_flatten" and self.name == "nuslerp":
+                params["scope"] = "tensor" if node.flag() else "neuron"
+            elif key in self._read_elsewhere:
+                continue
+            elif key not in self.of_terms or node.is_number:
+                params[key] = self._param(key, node)
+        return params
+
+    @property
+    def _read_elsewhere(self) -> frozenset[str]:
+        """What becomes another field of the recipe."""
+        weights = self.of_terms & {WEIGHT}
+        lambdas = {"lambda"} if self.name in _SCALED else set()
+        return frozenset(weights | lambdas | ({"normalize"} if self.name in ("linear", "task_arithmetic") else set()))
+
+    def _param(self, key: str, node: Node) -> Scalar:
+        default = self.method.defaults.get(key)
+        if default is None:
+            node.fail(f"{self.name} has no parameter {key!r}{self._list(self.method.defaults.keys())}")
+        if not isinstance(node.content, str):
+            node.fail(f"{key} of {self.name} is one value for all tensors; it cannot vary")
+        if key == "rescale" and isinstance(default, str) and node.is_flag:
+            return "l1" if node.flag() else "none"
+        if isinstance(default, bool):
+            return node.flag()
+        if isinstance(default, str):
+            return _word(node)
+        return int(node.number()) if isinstance(default, int) and node.number().is_integer() else node.number()
+
+    def _list(self, keys: Any) -> str:
+        return f"; there are {', '.join(sorted(keys))}" if keys else ""
+
+
+def _word(node: Node) -> Scalar:
+    try:
+        return valid_scalar(node.text())
+    except ValueError as error:
+        node.fail(f"{node.path}: {error}")
+
+
+def _delta(node: Node) -> str:
+    name = node.text()
+    if not re.fullmatch(f"{NAME}(@{VERSION})?", name):
+        node.fail(
+            f"{name[:200]!r} is no delta's name: compress and upload that model, and write the delta's name here, "
+            "as in 'model: math' or 'model: math@3'"
+        )
+    return name
+
+
+def _rules(node: Node, bound: float) -> list[dict[str, Any]]:
+    """`.5`, `[0, .5, 1]`, `{filter: mlp, value: .5}`, or a list of such mappings."""
+    if isinstance(node.content, dict):
+        return [_rule(node, bound)]
+    if isinstance(node.content, list) and any(isinstance(item.content, dict) for item in node.content):
+        return [_rule(item, bound) for item in node.content]
+    return [{"value": _value(node, bound)}]
+
+
+def _rule(node: Node, bound: float) -> dict[str, Any]:
+    fields = node.mapping(("filter", "value"))
+    if "value" not in fields:
+        node.fail("a filter has a value")
+    rule = {"value": _value(fields["value"], bound)}
+    return rule | {"filter": fields["filter"].text()} if "filter" in fields else rule
+
+
+def _value(node: Node, bound: float) -> float | list[float]:
+    if not isinstance(node.content, list):
+        return node.number(bound)
+    if not 1 <= len(node.content) <= MAX_GRADIENT:
+        node.fail(f"a gradient has 1 to {MAX_GRADIENT} numbers")
+    return [item.number(bound) for item in node.content]
+
+
+def _reached(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what stands behind a rule for all tensors."""
+    last = next((n for n, rule in enumerate(rules) if rule.get("filter", EVERY) == EVERY), len(rules))
+    return rules[: last + 1]
