@@ -15,10 +15,12 @@ from typer.exceptions import TyperException
 from patchbay_server.commands.catalog import ls, rm, show
 from patchbay_server.commands.compress import compress
 from patchbay_server.commands.demo import demo
+from patchbay_server.commands.export import export
 from patchbay_server.commands.failures import explain
 from patchbay_server.commands.fuse import fuse
 from patchbay_server.commands.inspect import inspect
 from patchbay_server.commands.jobs import jobs
+from patchbay_server.commands.merge import merge
 from patchbay_server.commands.options import JSON_KEY
 from patchbay_server.commands.output import print_json, printable
 from patchbay_server.commands.push import push
@@ -58,7 +60,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, fuse, transfer, inspect, verify, reconstruct, serve, push, ls, show, rm, worker, demo):
+OFFLINE = (compress, fuse, merge, export, transfer, inspect, verify, reconstruct)
+for command in (*OFFLINE, serve, push, ls, show, rm, worker, demo):
     app.command()(command)
 app.add_typer(jobs)
 

@@ -26,6 +26,8 @@ HEAVY = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "ht
 NAMES = [
     "compress",
     "fuse",
+    "merge",
+    "export",
     "transfer",
     "inspect",
     "verify",

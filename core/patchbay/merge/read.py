@@ -1,0 +1,52 @@
+"""A recipe as it is typed into a command: an expression, or a file with one. Knows nothing of deltas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from patchbay.errors import InvalidRecipe
+from patchbay.merge.expression import parse
+from patchbay.merge.recipe import Recipe
+
+MAX_BYTES = 1 << 20
+
+
+def is_recipe_file(text: str) -> bool:
+    """Whether `text` is taken for the name of a file with a recipe."""
+    return Path(text).suffix.lower() in (".json", ".yaml", ".yml")
+
+
+def read_recipe(text: str) -> Recipe:
+    """`ties(a, b; density=0.2)`, or the name of a .json file with a recipe's fields.
+
+    Raises InvalidExpression for text, InvalidRecipe for files that are too large or no recipe, FileNotFoundError.
+    """
+    if not is_recipe_file(text):
+        return parse(text)
+    content = _content(Path(text).expanduser())
+    return _from_json(content) if Path(text).suffix.lower() == ".json" else _from_yaml(content)
+
+
+def _content(file: Path) -> str:
+    if file.stat().st_size > MAX_BYTES:
+        raise InvalidRecipe(f"{file} has more than {MAX_BYTES:,} bytes: it is no recipe", param="recipe")
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRecipe(f"{file} is not text", param="recipe") from error
+
+
+def _from_json(text: str) -> Recipe:
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part)[:300] for part in first["loc"]) or "recipe"
+        raise InvalidRecipe(f"{place}: {first['msg'][:500]}", param=place) from error
+
+
+def _from_yaml(text: str) -> Recipe:
+    """The one place where mergekit's files come in."""
+    raise InvalidRecipe("YAML recipes are not read: write an expression or a .json file", param="recipe")
