@@ -3,14 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from patchbay.errors import InvalidExpression, InvalidRecipe
-from patchbay.merge import parse
-from patchbay.merge.read import MAX_BYTES, read_recipe
+from patchbay.merge import mergekit, parse
+from patchbay.merge.read import MAX_BYTES, Written, read_recipe
 
 
 def test_an_expression() -> None:
-    assert read_recipe("linear(a, 2*b; head=a)") == parse("linear(a, 2*b; head=a)")
+    assert read_recipe("linear(a, 2*b; head=a)").recipe == parse("linear(a, 2*b; head=a)")
     with pytest.raises(InvalidExpression):
         read_recipe("a +")
 
@@ -18,7 +19,40 @@ def test_an_expression() -> None:
 def test_a_file(tmp_path: Path) -> None:
     file, recipe = tmp_path / "recipe.JSON", parse("linear(a, 2*b; scale=0.5, head=a)")
     file.write_text(recipe.model_dump_json())
-    assert read_recipe(str(file)) == recipe
+    assert read_recipe(str(file)) == Written(recipe)
+
+
+DOCUMENT = """
+merge_method: ties
+base_model: base
+models:
+  - model: a
+    parameters: {weight: 0.5, density: 0.4}
+  - model: b
+    parameters: {weight: 1.0, density: 0.4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "dtype"),
+    [
+        ("", None),
+        ("dtype: float32", torch.float32),
+        ("dtype: float32\nout_dtype: bfloat16", torch.bfloat16),
+    ],
+)
+def test_a_mergekit_document(tmp_path: Path, more: str, dtype: torch.dtype | None) -> None:
+    file = tmp_path / "recipe.yml"
+    file.write_text(DOCUMENT + more)
+    assert read_recipe(str(file)) == Written(mergekit.read(DOCUMENT).recipe, dtype)
+
+
+def test_a_document_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    for content, message in (("slices: []", "slices"), (DOCUMENT + "dtype: int8", "dtype is one of float32")):
+        file.write_text(content)
+        with pytest.raises(InvalidRecipe, match=message):
+            read_recipe(str(file))
 
 
 @pytest.mark.parametrize(

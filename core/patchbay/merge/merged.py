@@ -32,7 +32,7 @@ class Merged:
 
     @property
     def num_bytes(self) -> int:
-        return self.plan.num_bytes + (self.delta.num_bytes if self.delta else 0)
+        return self.delta.num_bytes if self.delta else self.plan.num_bytes
 
     def deltas(self, terms: Sequence[Delta]) -> list[Delta]:
         """What the plan's coefficients are for."""

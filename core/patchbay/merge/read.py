@@ -1,16 +1,27 @@
-"""A recipe as it is typed into a command: an expression, or a file with one. Knows nothing of deltas."""
+"""A recipe as it is given to a command: an expression, or a file with one. Knows nothing of deltas."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from pydantic import ValidationError
 
 from patchbay.errors import InvalidRecipe
+from patchbay.merge import mergekit
 from patchbay.merge.expression import parse
 from patchbay.merge.recipe import Recipe
 
 MAX_BYTES = 1 << 20
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Written(NamedTuple):
+    """A recipe, and the dtype that its file asks the merged model to be written in."""
+
+    recipe: Recipe
+    dtype: torch.dtype | None = None
 
 
 def is_recipe_file(text: str) -> bool:
@@ -18,15 +29,15 @@ def is_recipe_file(text: str) -> bool:
     return Path(text).suffix.lower() in (".json", ".yaml", ".yml")
 
 
-def read_recipe(text: str) -> Recipe:
-    """`ties(a, b; density=0.2)`, or the name of a .json file with a recipe's fields.
+def read_recipe(text: str) -> Written:
+    """`ties(a, b; density=0.2)`, or the name of a file: .json with a recipe's fields, .yaml or .yml of mergekit's.
 
     Raises InvalidExpression for text, InvalidRecipe for files that are too large or no recipe, FileNotFoundError.
     """
     if not is_recipe_file(text):
-        return parse(text)
+        return Written(parse(text))
     content = _content(Path(text).expanduser())
-    return _from_json(content) if Path(text).suffix.lower() == ".json" else _from_yaml(content)
+    return Written(_from_json(content)) if Path(text).suffix.lower() == ".json" else _from_yaml(content)
 
 
 def _content(file: Path) -> str:
@@ -47,6 +58,8 @@ def _from_json(text: str) -> Recipe:
         raise InvalidRecipe(f"{place}: {first['msg'][:500]}", param=place) from error
 
 
-def _from_yaml(text: str) -> Recipe:
-    """The one place where mergekit's files come in."""
-    raise InvalidRecipe("YAML recipes are not read: write an expression or a .json file", param="recipe")
+def _from_yaml(text: str) -> Written:
+    """mergekit writes in `out_dtype`, or else in `dtype`; sums are made in fp32 here, whatever `dtype` says."""
+    document = mergekit.read(text)
+    name = document.out_dtype or document.dtype
+    return Written(document.recipe, _DTYPES[name] if name else None)

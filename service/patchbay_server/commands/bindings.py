@@ -50,7 +50,7 @@ def recipe_or_file(text: str, paths: Mapping[str, Path]) -> tuple[Recipe, dict[s
 
     file = Path(text).expanduser()
     if text in paths or is_recipe_file(text) or not file.exists():
-        return read_recipe(text), dict(paths)
+        return read_recipe(text).recipe, dict(paths)
     name = file.stem if _is_name(file.stem) else ALONE
     return Recipe(terms=(Term(delta=name),)), {name: file}
 

@@ -29,7 +29,8 @@ def merge(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="An expression, as `ties(a, b; density=0.2)`, or a .json file with a recipe.", show_default=False
+            help="An expression, as `ties(a, b; density=0.2)`, or a file: a recipe's .json, mergekit's .yaml.",
+            show_default=False,
         ),
     ],
     base: BaseOption,
@@ -40,7 +41,10 @@ def merge(
         ),
     ],
     delta: BindingOption = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights that are written.", show_default="base's")] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Of the weights that are written.", show_default="the document's, or else the base's"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, or whole fine-tuned models, into a model folder: the weights that a server would answer with.
@@ -56,7 +60,7 @@ def merge(
     check_free(out, is_file=out.suffix == SUFFIX)
     paths, read = bound_paths(delta), read_recipe(recipe)
     with progress("merge") as update:
-        model = open_merge(base, read, paths, dtype=_torch_dtype(dtype), on_progress=update)
+        model = open_merge(base, read.recipe, paths, dtype=_torch_dtype(dtype) or read.dtype, on_progress=update)
         report = write_merge(model, out, update)
     if as_json:
         print_json(report.to_dict())
