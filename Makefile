@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv test lint format demo test-redis bench-compression bench-claims bench-codec clean
+.PHONY: help venv test lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-codec clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -44,6 +44,13 @@ bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=di
 bench-claims: venv  ## published NPS against its claims, at equal density; TASKS, BACKBONE and QUICK as above
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.claims $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \
 	  $(if $(QUICK),--quick)
+
+bench-merging: venv  ## which merging method keeps the most of several fine-tunes; TASKS=dir BACKBONE=folder, QUICK=1 is short
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_merging --tasks $(TASKS) --backbone $(BACKBONE) \
+	  $(if $(QUICK),--quick)
+
+bench-plans: venv  ## seconds and bytes of a NeuroMerge, by Gram matrices and by the published decomposition
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plans
 
 bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for each encoding
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.codec
