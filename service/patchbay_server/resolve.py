@@ -113,8 +113,12 @@ def _from_saved(hub: Hub, tenant: str, name: str, saved: Mapping[str, Any], head
     recipe = Recipe.model_validate(saved["recipe"])
     if saved["follow"]:
         return _pin(hub, tenant, recipe, head, label=name)
-    pinned = [Pinned(term, pin["name"], pin["version"], pin["digest"]) for term, pin in saved["pins"].items()]
-    return _canonical(recipe, pinned, head, label=name)
+    # Written with its versions: a bare name means whatever is current when the recipe is sent again.
+    versions = {term: f"{pin['name']}@{pin['version']}" for term, pin in saved["pins"].items()}
+    terms = tuple(term.model_copy(update={"delta": versions[term.delta]}) for term in recipe.terms)
+    pinned = [Pinned(versions[t], pin["name"], pin["version"], pin["digest"]) for t, pin in saved["pins"].items()]
+    renamed = recipe.model_copy(update={"terms": terms, "head": versions.get(recipe.head or "", recipe.head)})
+    return _canonical(renamed, pinned, versions.get(head or "", head), label=name)
 
 
 def _pin(hub: Hub, tenant: str, recipe: Recipe, head: str | None, *, label: str) -> Resolved:
@@ -139,7 +143,7 @@ def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
 
 def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
     method = find_method(recipe.method)
-    method.check_terms(len(recipe.terms))
+    method.check_terms([term.weight for term in recipe.terms])
     check_keys(method.name, method.defaults, (key for term in recipe.terms for key in term.params))
     filled = recipe.model_copy(update={"params": method.filled(recipe.params)})
     digests = {pin.term: pin.digest for pin in pinned}

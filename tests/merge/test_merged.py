@@ -46,7 +46,8 @@ def recipe_of(method: str, weights: tuple[float, ...], scale: float = 1.0, **par
 
 
 def weights_for(method: str) -> tuple[float, ...]:
-    return (0.6, 1.3, 0.9)[: METHODS[method].num_terms[1]]
+    weights = (0.6, 1.3, 0.9) if METHODS[method].is_weighted else (1.0, 1.0, 1.0)
+    return weights[: METHODS[method].num_terms[1]]
 
 
 def patched(base: Backbone, deltas: list[Delta], recipe: CanonicalRecipe) -> dict[str, torch.Tensor]:

@@ -80,7 +80,14 @@ def test_an_unknown_preset_lists_the_known() -> None:
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_number_of_terms(count: int) -> None:
     with pytest.raises(InvalidRecipe, match=f"sample merges 2 to 3 deltas, and the recipe has {count}"):
-        WITH_PARAMETERS.check_terms(count)
+        WITH_PARAMETERS.check_terms([1.0] * count)
+
+
+def test_weights_of_a_method_that_has_none() -> None:
+    METHODS["slerp"].check_terms([1.0, 1.0])
+    with pytest.raises(InvalidRecipe, match="slerp have no weights") as caught:
+        METHODS["slerp"].check_terms([1.0, 2.0])
+    assert caught.value.param == "terms"
 
 
 @pytest.mark.parametrize("params", [{"density": 1}, {"seed": 7.0}, {"rescale": False}, {"rule": "mean"}])

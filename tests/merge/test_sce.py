@@ -75,4 +75,4 @@ def test_what_is_refused() -> None:
     with pytest.raises(InvalidRecipe, match="tie is one of zero, positive"):
         merged("sce", stacks_of({"a": VALUES}), tie="majority")
     with pytest.raises(InvalidRecipe, match="sce merges 2 to 8 deltas"):
-        METHODS["sce"].check_terms(1)
+        METHODS["sce"].check_terms([1.0])

@@ -52,9 +52,12 @@ def test_content_types(vit: Served, kind: str) -> None:
 def test_it_answers_as_the_recipe_in_full(vit: Served) -> None:
     ok(send(vit, DOCUMENT, name="both"), 201)
     answer = ok(vit.post("/v1/classify", {"model": "both", "input": IMAGE}))
-    patched = ok(vit.post("/v1/classify", {"model": "base", "patch": RECIPE, "input": IMAGE}))
+    terms = [{**term, "delta": f"{str(term['delta']).partition('@')[0]}@1"} for term in RECIPE["terms"]]
+    pinned = {**RECIPE, "terms": terms}
+    patched = ok(vit.post("/v1/classify", {"model": "base", "patch": pinned, "input": IMAGE}))
     assert answer == {**patched, "model": "both"}
-    assert answer["patchbay"]["recipe"] == RECIPE
+    assert answer["patchbay"]["recipe"] == pinned
+    assert answer["data"] == ok(vit.post("/v1/classify", {"model": "base", "patch": RECIPE, "input": IMAGE}))["data"]
     assert [delta["weight"] for delta in answer["patchbay"]["deltas"]] == [None, None]
     again = ok(vit.post("/v1/classify", {"model": "base", "patch": answer["patchbay"]["recipe"], "input": IMAGE}))
     assert again == patched

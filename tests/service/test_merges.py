@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,7 +76,20 @@ def test_a_saved_merge_answers_as_its_recipe_does(served: Served, recipe: object
     expression = save(served, "both", recipe)["expression"]
     answer = ok(served.post("/v1/classify", {"model": "both", "input": IMAGE}))
     same = ok(served.post("/v1/classify", {"model": expression, "input": IMAGE}))
+    # What is pinned is written with its versions, so that the recipe asks for the same when others are current.
+    recipe = answer["patchbay"].pop("recipe")
+    assert recipe == re.sub(r"\b(math|code)(?!@)\b", r"\1@1", same["patchbay"].pop("recipe"))
     assert answer == {**same, "model": "both"}
+
+
+def test_the_recipe_of_an_answer_asks_for_the_same_again(served: Served, delta_file: Callable[..., Path]) -> None:
+    save(served, "both", "0.6*math + 0.4*code")
+    before = ok(served.post("/v1/classify", {"model": "both", "input": IMAGE}))
+    served.upload("math", delta_file("vit", 3))
+    after = ok(served.post("/v1/classify", {"model": "both", "input": IMAGE}))
+    assert after == before
+    again = ok(served.post("/v1/classify", {"model": after["patchbay"]["recipe"], "input": IMAGE}))
+    assert again["data"] == before["data"] != served.classify("0.6*math + 0.4*code", IMAGE)
 
 
 def test_a_saved_merge_keeps_what_it_was_made_from(served: Served, delta_file: Callable[..., Path]) -> None:

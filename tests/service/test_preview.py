@@ -15,9 +15,15 @@ URL = "/v1/merges:preview"
 def test_a_recipe_in_full_an_expression_and_a_saved_merge_are_the_same(vit: Served) -> None:
     terms = [{"delta": "math", "weight": 1.0}, {"delta": "code", "weight": 2.0}]
     ok(vit.post("/v1/merges", {"name": "both", "recipe": "linear(math, 2*code)"}), 201)
-    given = ({"method": "linear", "terms": terms}, "linear(math, 2*code)", "both")
+    given = ({"method": "linear", "terms": terms}, "linear(math, 2*code)")
     first, *others = ({**ok(vit.post(URL, {"recipe": recipe})), "milliseconds": 0} for recipe in given)
-    assert others == [first, first]
+    assert others == [first]
+    # A saved merge is pinned, and its terms are shown so.
+    saved, versions = (
+        {**ok(vit.post(URL, {"recipe": r})), "milliseconds": 0} for r in ("both", "linear(math@1, 2*code@1)")
+    )
+    assert saved == versions
+    assert saved["hash"] == first["hash"] and saved["norms"] == first["norms"]
     assert (first["method"], first["merged_to"]) == ("linear", "plan")
     assert sorted(first["terms"]) == ["code", "math"]
     assert first["patchbay"]["recipe"] == "linear(math, 2*code)"

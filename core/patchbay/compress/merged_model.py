@@ -182,7 +182,7 @@ def open_merge(
     `open_term` raises.
     """
     method = find_method(recipe.method)
-    method.check_terms(len(recipe.terms))
+    method.check_terms([term.weight for term in recipe.terms])
     filled = recipe.model_copy(update={"params": method.filled(recipe.params)})
     for term in recipe.terms:
         if term.delta not in paths:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from patchbay.errors import InvalidRecipe
+from patchbay.merge.linear import mean_weights
 from patchbay.merge.matrix import Matrix, MatrixPlan
 from patchbay.merge.stack import Params
 
@@ -36,13 +37,13 @@ def nuslerp(matrix: Matrix, params: Params) -> MatrixPlan:
     """Spherical interpolation of two task vectors, at t = w_2 / (w_1 + w_2); for the whole tensor, or each neuron.
 
     mergekit's NuSLERP with a base: `scope` = `tensor` is its `nuslerp_flatten`, `neuron` is without it. Its
-    `nuslerp_row_wise`, which turns columns, is not linear in a row. Raises InvalidRecipe for another scope.
+    `nuslerp_row_wise`, which turns columns, is not linear in a row. Raises InvalidRecipe for another scope, and weights
+    that sum to nothing.
     """
     if params["scope"] not in ("tensor", "neuron"):
         raise InvalidRecipe(f"scope is tensor or neuron, not {params['scope']!r}", param="params.scope")
     view = matrix.flattened() if params["scope"] == "tensor" else matrix
-    total = float(matrix.weights.sum())
-    t = 0.5 if abs(total) < 1e-6 else float(matrix.weights[1]) / total
+    t = float(mean_weights(matrix.weights, params)[1])
     shares = _arc(view.gram, t, lambda cosine: 1 - cosine.square() <= COLLINEAR**2)
     return MatrixPlan(torch.ones(1), shares.T.float().contiguous())
 

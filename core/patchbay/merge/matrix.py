@@ -138,10 +138,10 @@ class Matrix:
         laid = torch.zeros(self.spec.numel)
         terms = [(place, self._listed(delta)) for place, delta in enumerate(self.deltas) if self.name in delta]
         for done, (first, (where, _, values)) in enumerate(terms):
-            laid.index_copy_(0, where, values)
+            laid.index_copy_(0, where, values.float())
             has_energy = self._statistics(self.deltas[first]) is not None
             for second, (others, neurons, other_values) in terms[done + has_energy :]:
-                products = other_values.double() * laid.index_select(0, others).double()
+                products = laid.index_select(0, others).double().mul_(other_values)
                 gram[:, first, second] = torch.bincount(neurons, products, self.num_neurons)
                 gram[:, second, first] = gram[:, first, second]
             laid.index_fill_(0, where, 0.0)
@@ -150,7 +150,7 @@ class Matrix:
     def _listed(self, delta: Delta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Positions, their neurons, and values."""
         rows = delta.matrices[self.name]
-        return rows.positions.long(), self._neurons(rows.positions), rows.values
+        return rows.positions.long(), self._neurons(rows.positions), rows.values.double()
 
     def _dense_gram(self) -> torch.Tensor:
         terms = [self._rows(difference_of(delta, self.name, self.spec.shape)) for delta in self.deltas]

@@ -47,7 +47,7 @@ def build(recipe: CanonicalRecipe, deltas: Sequence[Delta], base: Base) -> Merge
     method = find_method(recipe.method)
     if method.merge is None:
         return Merged(build_plan(recipe, deltas, base), warnings=warnings_of(method, deltas))
-    method.check_terms(len(deltas))
+    method.check_terms([weight for _, weight in recipe.terms])
     check_same_base(deltas)
     params = method.filled(dict(recipe.params))
     settings = Settings.of(recipe, params, base.specs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ from patchbay.merge.recipe import MAX_TERMS, Scalar
 from patchbay.merge.stack import Params, Stack, Stacks
 
 PRESET = "preset"
+_TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
 Combine = Callable[[torch.Tensor, Params], torch.Tensor]
 Plan = Callable[[Matrix, Params], MatrixPlan]
 Vector = Callable[[Stack, Params], torch.Tensor]
@@ -29,9 +30,10 @@ class Method:
     difference of a tensor without neurons (where there is none, `plan` of the tensor as one neuron).
     `merge(stacks, params)`: the merged fp32 difference of every tensor, (name, difference) in order of names.
 
-    `symmetric`: the order of terms does not matter. `needs_magnitudes`: ranks or compares entries by size, which
-    sampled deltas do not carry. `num_terms`: least and most. `defaults` names every parameter with its default, whose
-    type is the parameter's type; `presets` are defaults under which another tool's or the paper's results come out.
+    `symmetric`: the order of terms does not matter. `is_weighted`: their weights do. `needs_magnitudes`: ranks or
+    compares entries by size, which sampled deltas do not carry. `num_terms`: least and most. `defaults` names every
+    parameter with its default, whose type is the parameter's type; `presets` are defaults under which another tool's or
+    the paper's results come out.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Method:
     vector: Vector | None = None
     merge: Merge | None = None
     symmetric: bool = True
+    is_weighted: bool = True
     needs_magnitudes: bool = False
     num_terms: tuple[int, int] = (1, MAX_TERMS)
     defaults: Mapping[str, Scalar] = field(default_factory=dict)
@@ -77,12 +80,14 @@ class Method:
                     f"{self.name} has no parameter {name!r}; its parameters: {known}", param=f"params.{name}"
                 )
             if not _same_type(value, self.defaults[name]):
-                wanted = type(self.defaults[name]).__name__
-                raise InvalidRecipe(f"parameter {name!r} of {self.name} is a {wanted}", param=f"params.{name}")
+                wanted = _TYPES[type(self.defaults[name])]
+                raise InvalidRecipe(f"parameter {name!r} of {self.name} is {wanted}", param=f"params.{name}")
 
-    def check_terms(self, count: int) -> None:
-        """Raises InvalidRecipe for more or fewer terms than the method takes."""
-        least, most = self.num_terms
+    def check_terms(self, weights: Sequence[float]) -> None:
+        """Raises InvalidRecipe for more or fewer terms than the method takes, and for weights where it has none."""
+        count, (least, most) = len(weights), self.num_terms
+        if not self.is_weighted and any(weight != 1 for weight in weights):
+            raise InvalidRecipe(f"the terms of {self.name} have no weights: leave them out", param="terms")
         if not least <= count <= most:
             wanted = f"exactly {least}" if least == most else f"{least} to {most}"
             raise InvalidRecipe(f"{self.name} merges {wanted} deltas, and the recipe has {count}", param="terms")

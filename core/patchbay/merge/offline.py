@@ -53,7 +53,7 @@ def merge_tensors(
     InvalidRecipe (parameters, number of terms, sources of different bases).
     """
     method = find_method(recipe.method)
-    method.check_terms(len(sources))
+    method.check_terms([weight for _, weight in recipe.terms])
     method.filled(dict(recipe.params))
     check_same_base([source.empty for source in sources])
     copied = merge_copied([replace(source.empty, copied=source.copied) for source in sources])

@@ -53,7 +53,7 @@ def build_plan(recipe: CanonicalRecipe, deltas: Sequence[Delta], base: Base | No
     Raises UnknownMethod or InvalidRecipe (parameters, number of terms, deltas of different bases).
     """
     method = find_method(recipe.method)
-    method.check_terms(len(deltas))
+    method.check_terms([weight for _, weight in recipe.terms])
     check_same_base(deltas)
     params = method.filled(dict(recipe.params))
     assert base is not None or not recipe.settings, "rules need the names of the base's layers"
