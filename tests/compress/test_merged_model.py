@@ -115,7 +115,8 @@ def test_every_method_is_the_patched_model(
     model_folder: ModelFolder, files: Callable[..., dict[str, Path]], method: str
 ) -> None:
     base = model_folder("llama")
-    recipe = parse(f"{method}(magnitude, 0.7*whole; scale=0.8)")
+    weight = "0.7*" if METHODS[method].is_weighted else ""
+    recipe = parse(f"{method}(magnitude, {weight}whole; scale=0.8)")
     model = open_merge(base, recipe, files("llama", torch.float32))
     expected, found = resident(model, base), dict(model.tensors())
     for name, tensor in expected.items():

@@ -34,6 +34,16 @@ def test_the_least_recently_used_leaves_first() -> None:
     assert pool.get("b", lambda: Value(4)) is not values["b"]
 
 
+def test_a_look_changes_nothing() -> None:
+    pool: Pool[Value] = Pool(8)
+    first = pool.get("a", lambda: Value(4))
+    pool.get("b", lambda: Value(4))
+    assert pool.peek("a") is first and pool.peek("c") is None
+    assert (pool.hits, pool.misses, len(pool)) == (0, 2, 2)
+    pool.get("c", lambda: Value(4))
+    assert pool.peek("a") is None, "it grew no younger"
+
+
 @pytest.mark.parametrize("budget", [0, 9])
 def test_a_value_over_the_budget_is_handed_out_and_not_kept(budget: int) -> None:
     pool: Pool[Value] = Pool(budget)

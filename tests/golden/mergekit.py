@@ -56,6 +56,14 @@ CASES: Mapping[str, tuple[str, tuple[float, ...], Mapping[str, Any], tuple[str, 
     "sce": ("sce", EQUAL, {}, tuple(TENSORS)),
     "sce_selected": ("sce", EQUAL, {"select_topk": 0.3}, tuple(TENSORS)),
 }
+# methods that are plans here: case -> method, parameters, which of base (0) and fine-tunes are merged, tensors
+PLANS: Mapping[str, tuple[str, Mapping[str, Any], tuple[int, ...], tuple[str, ...]]] = {
+    "slerp": ("slerp", {"t": 0.3}, (1, 2), LAYERS),
+    "nuslerp": ("nuslerp", {"weight": [1.0, 3.0]}, (0, 1, 2), LAYERS),
+    "nuslerp_rows": ("nuslerp", {"weight": [1.0, 3.0], "nuslerp_flatten": False}, (0, 1, 2), LAYERS),
+    "model_stock": ("model_stock", {}, (0, 1, 2, 3), LAYERS),
+    "model_stock_rows": ("model_stock", {"filter_wise": True}, (0, 1, 2, 3), LAYERS),
+}
 
 
 def drawn(seed: int, name: str, term: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -82,7 +90,8 @@ def inputs(name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 def make() -> None:
     tensors = {f"{case}/{name}": merged(case, name) for case in CASES for name in CASES[case][3]}
-    made = {"mergekit": importlib.metadata.version("mergekit"), "seed": SEED, "cases": CASES}
+    tensors |= {f"{case}/{name}": planned(case, name) for case in PLANS for name in PLANS[case][3]}
+    made = {"mergekit": importlib.metadata.version("mergekit"), "seed": SEED, "cases": CASES, "plans": PLANS}
     made["defaults"] = {method: defaults(method) for method, *_ in CASES.values()}
     save_file(tensors, FILE, {"made": json.dumps(made)})  # one key: safetensors writes several in any order
 
@@ -109,6 +118,18 @@ def merged(case: str, name: str) -> torch.Tensor:
     group = TensorGroup.from_tensors([base, *tuned], base_index=0, name=name)
     with mock.patch("torch.bernoulli", _masks(name)):
         return method([group], parameters=bound)[0] - base
+
+
+def planned(case: str, name: str) -> torch.Tensor:
+    """What mergekit makes of one tensor, less the base."""
+    from mergekit.merge_methods.base import PerInputValues, TensorGroup  # noqa: PLC0415
+    from mergekit.merge_methods.registry import get  # noqa: PLC0415
+
+    method, params, chosen, _ = PLANS[case]
+    base, tuned = inputs(name)
+    group = TensorGroup.from_tensors([[base, *tuned][place] for place in chosen], base_index=0, name=name)
+    own = {"weight": PerInputValues(list(enumerate(params["weight"], start=1)))} if "weight" in params else {}
+    return get(method)([group], parameters={**params, **own})[0] - base
 
 
 def _masks(name: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tests.golden.mergekit import CASES, FILE, NUM_TERMS, SEED, TENSORS, drawn, inputs
+from tests.golden.mergekit import CASES, FILE, NUM_TERMS, PLANS, SEED, TENSORS, drawn, inputs
 from tests.merge.stacks import merged, numbers, stacks_of
 
 from patchbay.merge.draws import uniform
@@ -49,7 +49,8 @@ def test_the_file_was_made_from_these_cases() -> None:
     assert made["mergekit"] == "0.1.5"
     assert made["cases"] == json.loads(json.dumps(CASES))
     assert made["seed"] == SEED
-    assert set(tensors) == {f"{case}/{name}" for case, (*_, names) in CASES.items() for name in names}
+    listed = [*CASES.items(), *PLANS.items()]
+    assert set(tensors) == {f"{case}/{name}" for case, (*_, names) in listed for name in names}
     assert FILE.stat().st_size < 300_000
     assert all(tensor.numel() >= 1000 for tensor in tensors.values())
 

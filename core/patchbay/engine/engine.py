@@ -21,8 +21,8 @@ from patchbay.engine.pool import Pool
 from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
 from patchbay.execute.vocabulary import appended_rows
-from patchbay.merge import CanonicalRecipe, Merged, build
-from patchbay.merge.preview import Preview, preview
+from patchbay.merge import CanonicalRecipe, Merged, build, find_method
+from patchbay.merge.preview import Preview, preview, warnings_of
 from patchbay.models.classifier import Classification, classify
 from patchbay.models.embedding import Embedded, embed
 from patchbay.models.generation import Completion, SamplingParams, any_set, complete
@@ -138,8 +138,10 @@ class Engine:
         """What answers under the recipe should be read with."""
         if recipe is None:
             return ()
-        built = self.plans.get(recipe.hash, lambda: build(recipe, list(self._deltas(recipe).values()), self.backbone))
-        return built.warnings
+        kept = self.plans.peek(recipe.hash)
+        if kept is not None:
+            return kept.warnings
+        return warnings_of(find_method(recipe.method), list(self._deltas(recipe).values()))
 
     def _require(self, what: str, *tasks: Task) -> None:
         if self.backbone.task not in tasks:

@@ -55,6 +55,11 @@ class Pool(Generic[V]):
                 self._pending.discard(key)
                 self._changed.notify_all()
 
+    def peek(self, key: str) -> V | None:
+        """The value, where it is kept: nothing is counted or made, and it grows no younger."""
+        with self._changed:
+            return self._values.get(key)
+
     def __len__(self) -> int:
         return len(self._values)
 
