@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from patchbay.merge.limits import whole
+from patchbay.merge.parameters import whole
 from patchbay.merge.stack import Params, Stack, Stacks
 from patchbay.merge.weighted import weighted
 

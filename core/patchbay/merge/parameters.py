@@ -1,4 +1,4 @@
-"""Reading a method's parameters: words out of a list, and shares. Knows no method."""
+"""A method's parameter within its limits, or an error that says them. Knows no method."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ def shares(stack: Stack, params: Params, name: str) -> list[float]:
     Read from fp32 as it was typed: 0.7 of 1,000 entries are 700, and 0.7 in fp32 is less than 0.7.
     """
     return [_checked(float(str(np.float32(value))), name) for value in stack.each(name, params).tolist()]
+
+
+def whole(params: Params, name: str, least: int, most: int) -> int:
+    """Raises InvalidRecipe where the parameter is not from `least` to `most`."""
+    number = int(params[name])
+    if not least <= number <= most:
+        raise InvalidRecipe(f"{name} is {least} to {most} here, not {number}", param=f"params.{name}")
+    return number
+
+
+def above_zero(params: Params, name: str) -> float:
+    """Raises InvalidRecipe where the parameter is not above 0."""
+    number = float(params[name])
+    if not number > 0:
+        raise InvalidRecipe(f"{name} is above 0, not {number:g}", param=f"params.{name}")
+    return number
 
 
 def _checked(value: float, name: str) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from patchbay.merge.consensus import elected, weighted_sum
-from patchbay.merge.limits import above_zero, whole
+from patchbay.merge.parameters import above_zero, whole
 from patchbay.merge.stack import Params, Stack, Stacks
 from patchbay.merge.trim import by_size
 

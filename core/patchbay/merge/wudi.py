@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from patchbay.merge.by_matrix import by_matrix
-from patchbay.merge.limits import above_zero
+from patchbay.merge.parameters import above_zero
 from patchbay.merge.stack import Params, Stacks
 
 
