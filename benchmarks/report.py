@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.aggregate import Mean, Point, Results, load
+from benchmarks.results import Line
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 REFERENCES = (
@@ -52,23 +53,33 @@ def write_report(results: Results, stem: Path) -> list[Path]:
 
 def update_readme(results: Results, readme: Path, picture: Path) -> None:
     """Puts tables and the name of the plot, which is drawn, between two markers. Raises ValueError without markers."""
-    text = readme.read_text("utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{readme} has no {BEGIN} ... {END}")
+    before, after = around(readme, BEGIN, END)
     plot(results, picture)
-    content = f"{BEGIN}\n\n{markdown(results)}\n\n![Pareto plot]({picture.name})\n\n{END}"
-    readme.write_text(f"{before}{content}{after}", "utf-8")
+    readme.write_text(f"{before}\n\n{markdown(results)}\n\n![Pareto plot]({picture.name})\n\n{after}", "utf-8")
+
+
+def around(readme: Path, begin: str, end: str) -> tuple[str, str]:
+    """A file's text up to one marker and from another on, with both. Raises ValueError where it lacks them."""
+    before, has_begin, rest = readme.read_text("utf-8").partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not (has_begin and has_end):
+        raise ValueError(f"{readme} has no {begin} ... {end}")
+    return before + begin, end + after
+
+
+def measured_on(machine: Line) -> str:
+    """The sentence above tables."""
+    return (
+        f"Measured {machine['started']} on {machine['processor']}, {machine['cores']} cores, {machine['workers']} "
+        f"processes of one thread; Python {machine['python']}, torch {machine['torch']}, patchbay "
+        f"{machine['patchbay']}."
+    )
 
 
 def markdown(results: Results) -> str:
     """The tables of `print_report`, under the machine that they were measured on."""
-    machine = results.machine
     parts = [
-        f"Measured {machine['started']} on {machine['processor']}, {machine['cores']} cores, {machine['workers']} "
-        f"processes of one thread; Python {machine['python']}, torch {machine['torch']}, patchbay "
-        f"{machine['patchbay']}.",
+        measured_on(results.machine),
         markdown_table(REFERENCES, _reference_rows(results)),
     ]
     for family, points in results.points.items():

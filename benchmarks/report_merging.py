@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.merging import ALL, LEFT_OUT, PAIRS
-from benchmarks.report import markdown_table
+from benchmarks.report import around, markdown_table, measured_on
 from benchmarks.results import Line, read_lines
 
 BEGIN, END = "<!-- merging results -->", "<!-- end of merging results -->"
@@ -64,13 +64,10 @@ def load(file: Path) -> Merging:
 
 def markdown(results: Merging) -> str:
     """All tables, under the machine that they were measured on."""
-    machine = results.machine
     if not results.parts:
         return "Nothing is measured yet."
     text = [
-        f"Measured {machine['started']} on {machine['processor']}, {machine['cores']} cores, {machine['workers']} "
-        f"processes of one thread; Python {machine['python']}, torch {machine['torch']}, patchbay "
-        f"{machine['patchbay']}.",
+        measured_on(results.machine),
         _reference_table(results),
     ]
     if found := results.parts.get(ALL):
@@ -97,14 +94,9 @@ def write_report(results: Merging, stem: Path) -> list[Path]:
 
 def update_readme(results: Merging, readme: Path, picture: Path) -> None:
     """Puts tables and the name of the plot, which is drawn, between two markers. Raises ValueError without markers."""
-    text = readme.read_text("utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{readme} has no {BEGIN} ... {END}")
+    before, after = around(readme, BEGIN, END)
     plot(results, picture)
-    content = f"{BEGIN}\n\n{markdown(results)}\n\n![Bars and radar]({picture.name})\n\n{END}"
-    readme.write_text(f"{before}{content}{after}", "utf-8")
+    readme.write_text(f"{before}\n\n{markdown(results)}\n\n![Bars and radar]({picture.name})\n\n{after}", "utf-8")
 
 
 def plot(results: Merging, file: Path) -> None:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.plans import draw_delta
+from benchmarks.plans import Drawn, draw_delta
 from tests.delta.samples import spec
 from tests.golden.mergekit import PLANS, inputs
 from tests.merge.test_parity import golden
 
-from patchbay.architecture import TensorSpec
 from patchbay.delta import Delta
 from patchbay.merge import METHODS, CanonicalRecipe, build
 
 WORDS = {"nuslerp_flatten": {True: ("scope", "tensor"), False: ("scope", "neuron")}}  # mergekit's -> ours
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    specs: Mapping[str, TensorSpec]
-    tensors: Mapping[str, torch.Tensor]
-
-    def stored(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
 
 
 def difference(name: str, place: int) -> torch.Tensor:
@@ -37,7 +26,7 @@ def difference(name: str, place: int) -> torch.Tensor:
 def ours(
     method: str, params: Mapping[str, Any], places: tuple[int, ...], names: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
-    base = Given({name: spec(name, tuple(inputs(name)[0].shape)) for name in names}, {n: inputs(n)[0] for n in names})
+    base = Drawn({name: spec(name, tuple(inputs(name)[0].shape)) for name in names}, {n: inputs(n)[0] for n in names})
     terms = [place for place in places if place]
     empty = draw_delta({}, 0.5, 0)
     deltas = [

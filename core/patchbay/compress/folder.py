@@ -49,7 +49,7 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
     Raises InputError as `check_free` does.
     """
     check_free(out)
-    with _beside(out) as folder:
+    with beside(out) as folder:
         unfinished = folder / "model"
         unfinished.mkdir()
         yield unfinished
@@ -60,13 +60,13 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
 def unfinished_file(out: Path) -> Iterator[Path]:
     """The same for a file."""
     check_free(out, is_file=True)
-    with _beside(out) as folder:
+    with beside(out) as folder:
         yield folder / "file"
         (folder / "file").replace(out)
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
+def beside(out: Path) -> Iterator[Path]:
     """A temporary folder on `out`'s disk. Folders that were made for it go again where something fails."""
     made = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from patchbay.compress.folder import unfinished_folder
 from patchbay.compress.merged_model import MergedModel
 from patchbay.compress.shards import DTYPE_NAMES, Planned, write_file
 from patchbay.compress.terms import Progress
+from patchbay.delta.codecs import index_dtype
 from patchbay.delta.manifest import DTYPES
 from patchbay.errors import InvalidRecipe
 
@@ -82,7 +83,7 @@ def _spool(model: MergedModel, indices: BinaryIO, values: BinaryIO, on_progress:
     for name, before, after in _pairs(model, on_progress):
         where = torch.nonzero(as_bits(before.contiguous()) != as_bits(after.contiguous())).flatten()
         if len(where):
-            index = torch.int32 if before.numel() < 2**31 else torch.int64
+            index = index_dtype(before.numel())
             new = after.reshape(-1)[where]
             indices.write(raw_bytes(where.to(index)))
             values.write(raw_bytes(new))

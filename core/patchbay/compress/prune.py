@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchbay.delta import SparseRows
-from patchbay.delta.codecs import seeded_positions
+from patchbay.delta.codecs import index_dtype, seeded_positions
 
 Read = Callable[[str], torch.Tensor]
 UPPER_BINS = 1 << 15
@@ -93,7 +93,7 @@ def _shares(sizes: Mapping[str, int], keep: int, *, start: int) -> dict[str, int
 
 def _gather(tau: torch.Tensor, positions: torch.Tensor, scale: float) -> SparseRows:
     values = tau.reshape(-1)[positions] * scale
-    return SparseRows(tuple(tau.shape), positions.to(torch.int32 if tau.numel() < 2**31 else torch.int64), values)
+    return SparseRows(tuple(tau.shape), positions.to(index_dtype(tau.numel())), values)
 
 
 def _magnitude_bits(tau: torch.Tensor) -> torch.Tensor:

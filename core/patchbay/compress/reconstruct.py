@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
 
 from patchbay.architecture import Architecture
 from patchbay.checkpoint import INDEX, Checkpoint
+from patchbay.compress.folder import check_free, copy_companions, unfinished_folder, write_config
 from patchbay.delta import Delta, DeltaFile
 from patchbay.delta.delta import apply_difference
 from patchbay.delta.manifest import DTYPES
-from patchbay.errors import InputError
 
 Progress = Callable[[int, int, str], None]
 SHARD_BYTES = 2 << 30
-# What a fine-tune shares with its base. The base's model card and pooling modules would be false for it.
-_COMPANIONS = (
-    "tokenizer",
-    "vocab",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "sentencepiece",
-    "spiece",
-    "generation_config.json",
-    "chat_template",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 def reconstruct(delta_path: Path, base: str | Path, out: Path, on_progress: Progress | None = None) -> None:
@@ -44,21 +27,17 @@ def reconstruct(delta_path: Path, base: str | Path, out: Path, on_progress: Prog
     them the rows of a larger vocabulary.
     Raises InputError where `out` exists and is not empty; WrongBase and the like as `DeltaFile.load` does.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder", param="out")
+    check_free(out)
     checkpoint = Checkpoint.open(base)
     architecture = Architecture.of(checkpoint)
     file = DeltaFile.open(delta_path)
     file.check_payload()
     delta = file.load(architecture.specs, checkpoint.fingerprint, finite=False, read_base=checkpoint.read)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A folder under the name that was asked for is a whole model: it is written beside and renamed.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
-        unfinished = Path(beside) / "model"
-        unfinished.mkdir()
-        _write_shards(unfinished, _tensors(checkpoint, architecture.copies, delta, on_progress))
-        _write_companions(checkpoint, delta, unfinished)
-        unfinished.replace(out)
+    changed = {**checkpoint.config, **delta.manifest.config}
+    with unfinished_folder(out) as folder:
+        _write_shards(folder, _tensors(checkpoint, architecture.copies, delta, on_progress))
+        write_config({key: changed[key] for key in changed if key not in delta.manifest.config_removed}, folder)
+        copy_companions(checkpoint.folder, delta.manifest.tokens, folder)
 
 
 def apply_delta(delta: Delta, name: str, base: torch.Tensor) -> torch.Tensor:
@@ -118,18 +97,3 @@ def _grouped(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[dict[str, 
 
 def _shard_name(number: int) -> str:
     return f"model-{number:05d}.safetensors"
-
-
-def _write_companions(checkpoint: Checkpoint, delta: Delta, out: Path) -> None:
-    """config.json with the fine-tune's changes; tokenizer and preprocessor files with its added tokens."""
-    for file in checkpoint.folder.iterdir():
-        if file.is_file() and file.name.startswith(_COMPANIONS):
-            shutil.copyfile(file, out / file.name)
-    changed = {**checkpoint.config, **delta.manifest.config}
-    config = {key: value for key, value in changed.items() if key not in delta.manifest.config_removed}
-    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    if delta.manifest.tokens:
-        tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False, local_files_only=True)
-        for token in delta.manifest.tokens:
-            tokenizer.add_tokens([token.content], special_tokens=token.special)
-        tokenizer.save_pretrained(out)

@@ -22,6 +22,7 @@ from patchbay.compress.parts import Part, SparsePart, Vector
 from patchbay.compress.prune import CHUNK, chunks
 from patchbay.compress.sampling import SystematicWalk, geometric_bounds, rank_values, solve_rate
 from patchbay.delta import SparseRows
+from patchbay.delta.codecs import index_dtype
 from patchbay.delta.codecs.digits import MAX_KINDS
 
 EVENLY = 0.87  # a systematic walk's positions and signs, over those of independent draws: measured on files
@@ -71,7 +72,9 @@ class Sampled:
             part = weighted.pop(name)
             drawn = walk(part.magnitudes, rate)
             size = part.magnitudes[drawn]
-            positions = drawn.to(_index(self.vector.sizes[name])) if part.positions is None else part.positions[drawn]
+            positions = (
+                drawn.to(index_dtype(self.vector.sizes[name])) if part.positions is None else part.positions[drawn]
+            )
             times = 1 + more.counts((size.double() * rate - 1).clamp_(min=0)) if math.isfinite(rate) else None
             del part
             yield name, partial(self._part, name, positions, size, times, rate)
@@ -155,13 +158,9 @@ def region_weights(groups: int, inside: int, scale: float) -> tuple[float, ...]:
 
 def _where_at_least(flat: torch.Tensor, lowest: float) -> torch.Tensor:
     """Positions of entries of at least `lowest`."""
-    index = _index(flat.numel())
+    index = index_dtype(flat.numel())
     found = [
         (torch.nonzero(chunk >= lowest).flatten() + number * CHUNK).to(index)
         for number, chunk in enumerate(chunks(flat))
     ]
     return torch.cat(found) if found else torch.empty(0, dtype=index)
-
-
-def _index(numel: int) -> torch.dtype:
-    return torch.int32 if numel < 2**31 else torch.int64

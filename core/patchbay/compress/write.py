@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import patchbay
 from patchbay.architecture import TensorSpec
 from patchbay.checkpoint import Checkpoint, all_finite
 from patchbay.compress.distil import Distilled
+from patchbay.compress.folder import beside
 from patchbay.compress.methods import Method
 from patchbay.compress.options import LOSSLESS, ONE_SIZE, Options
 from patchbay.compress.parts import DensePart, LowRankPart, Part, Progress, SparsePart, scaled
@@ -142,9 +142,8 @@ class Writer:
 @contextmanager
 def unpublished(out: Path) -> Iterator[Path]:
     """Where a file lies, on `out`'s disk, until it is known to be good; the folder that `out` belongs in is made."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        yield Path(folder) / "delta"
+    with beside(out) as folder:
+        yield folder / "delta"
 
 
 def whole_part(tau: torch.Tensor, options: Options) -> DensePart:

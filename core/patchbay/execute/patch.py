@@ -8,7 +8,7 @@ changed. The overwritten bits are saved and written back. Knows nothing of reque
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -23,11 +23,9 @@ from patchbay.delta.delta import apply_difference
 from patchbay.errors import BackboneError, PatchInProgress
 from patchbay.execute.vocabulary import Extended, appended_rows, extend
 from patchbay.merge import MatrixPlan, MergePlan
+from patchbay.merge.parts import planned_difference, planned_tensor
 
 logger = logging.getLogger(__name__)
-
-
-Part = tuple[torch.Tensor | None, torch.Tensor]  # positions in a flattened tensor, or None for all; values there
 
 
 class Saved(NamedTuple):
@@ -105,17 +103,11 @@ class Patcher:
     ) -> None:
         tensor, axis = self.backbone.tensor(name), self.backbone.specs[name].neuron_axis or 0
         if bool((plan.base_scale == 1).all()):
-            parts = _scaled_parts(name, plan, deltas, tensor, axis)
-            # Whole differences are summed one by one: a list of them would be as many tensors.
-            several = sum(name in delta for delta in deltas) > 1
-            is_whole = several and any(name in delta and not delta.is_sparse(name) for delta in deltas)
-            positions, difference = (None, _scaled_sum(parts, tensor)) if is_whole else _merged(list(parts), tensor)
+            positions, difference = planned_difference(name, plan, deltas, tensor, axis)
             before = tensor.view(-1) if positions is None else tensor.view(-1)[positions]
             _overwrite(tensor, positions, apply_difference(before, difference, tensor.dtype), saved)
         else:
-            scale = _per_neuron(plan.base_scale.to(tensor.device), tensor, axis)
-            difference = _scaled_sum(_scaled_parts(name, plan, deltas, tensor, axis), tensor).view(tensor.shape)
-            merged = (tensor.to(torch.float32) * scale + difference).to(tensor.dtype)
+            merged = planned_tensor(name, plan, deltas, tensor, axis, tensor.dtype)
             _overwrite(tensor, None, merged.reshape(-1), saved)
 
     def _patch_exceptions(self, delta: Delta, saved: list[Saved | Extended]) -> None:
@@ -125,52 +117,6 @@ class Patcher:
             if torch.promote_types(tensor.dtype, exceptions.bits.dtype) == tensor.dtype:
                 positions = exceptions.positions.to(tensor.device, torch.int64)
                 _overwrite(tensor, positions, exceptions.bits.to(tensor.device, tensor.dtype), saved)
-
-
-def _merged(parts: Sequence[Part], tensor: torch.Tensor) -> Part:
-    """One part as it is; of several, the positions that any touches, and sum_t C_t D_t there."""
-    if len(parts) == 1:
-        return parts[0]
-    positions = torch.unique(torch.cat([listed for listed, _ in parts if listed is not None]))
-    return positions, _scaled_sum(parts, tensor)[positions]
-
-
-def _scaled_sum(parts: Iterable[Part], tensor: torch.Tensor) -> torch.Tensor:
-    """sum_t C_t D_t, dense and flat in fp32: one tensor's worth of scratch."""
-    total = torch.zeros(tensor.numel(), device=tensor.device)
-    for positions, values in parts:
-        if positions is None:
-            total += values
-        else:
-            total[positions] += values
-    return total
-
-
-def _scaled_parts(
-    name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int
-) -> Iterator[Part]:
-    for coefficients, delta in zip(plan.coefficients.to(tensor.device), deltas, strict=True):
-        if delta.is_sparse(name):
-            positions = delta.matrices[name].positions.to(tensor.device, torch.int64)
-            values = delta.matrices[name].values.to(tensor.device)
-            yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
-        elif name in delta:
-            difference = delta.difference(name).to(tensor.device).reshape(tensor.shape)
-            yield None, (difference * _per_neuron(coefficients, tensor, axis)).reshape(-1)
-
-
-def _at_positions(coefficients: torch.Tensor, positions: torch.Tensor, shape: torch.Size, axis: int) -> torch.Tensor:
-    """The coefficient of each entry's neuron."""
-    if coefficients.numel() == 1:
-        return coefficients
-    behind = shape[axis + 1 :].numel()
-    return coefficients[(positions // behind) % shape[axis]]
-
-
-def _per_neuron(scale: torch.Tensor, tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    if scale.numel() == 1:
-        return scale
-    return scale.reshape([-1 if dim == axis else 1 for dim in range(tensor.dim())])
 
 
 def _overwrite(

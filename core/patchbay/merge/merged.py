@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from patchbay.delta import Delta, SparseRows
+from patchbay.delta.codecs import index_dtype
 from patchbay.merge.method import Merge
 from patchbay.merge.methods import find_method
 from patchbay.merge.plan import MatrixPlan, MergePlan, build_plan, check_same_base, merge_copied
@@ -85,8 +86,7 @@ def _appended(deltas: Sequence[Delta]) -> Mapping[str, torch.Tensor]:
 def _sparse(difference: torch.Tensor) -> SparseRows:
     flat = difference.reshape(-1)
     positions = torch.nonzero(flat).flatten()
-    index = torch.int32 if flat.numel() < 2**31 else torch.int64
-    return SparseRows(tuple(difference.shape), positions.to(index), flat[positions])
+    return SparseRows(tuple(difference.shape), positions.to(index_dtype(flat.numel())), flat[positions])
 
 
 def _as_it_is(recipe: CanonicalRecipe, delta: Delta) -> MergePlan:

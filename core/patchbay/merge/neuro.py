@@ -14,6 +14,7 @@ import torch
 from patchbay.merge.elect import elect_mean
 from patchbay.merge.matrix import Matrix, MatrixPlan
 from patchbay.merge.stack import Params, Stack
+from patchbay.merge.weighted import weighted
 
 MOST_LOST = 0.99  # a term that lost more is no reason to multiply all of them by hundreds
 NO_DIRECTION = 1e-7  # of the largest singular value: below it lies what rounding left of a product of norms
@@ -60,8 +61,7 @@ def _elected_shares(gram: torch.Tensor) -> torch.Tensor:
 
 def elected_vector(stack: Stack, params: Params) -> torch.Tensor:
     """Norms and biases: TIES without trimming, times lambda_2."""
-    weights = stack.weights.reshape(-1, *[1] * (stack.differences.dim() - 1))
-    return _lambda2(stack.sigma, params) * elect_mean(stack.differences * weights)
+    return _lambda2(stack.sigma, params) * elect_mean(weighted(stack))
 
 
 def _lambda2(sigma: float, params: Params) -> float:

@@ -6,7 +6,7 @@ rounding. Knows nothing of files and of names of deltas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,13 +17,13 @@ from patchbay.merge.matrix import MatrixPlan
 from patchbay.merge.merged import build
 from patchbay.merge.method import Merge
 from patchbay.merge.methods import find_method
+from patchbay.merge.parts import planned_difference, planned_tensor
 from patchbay.merge.plan import MergePlan, check_same_base, merge_copied
 from patchbay.merge.recipe import CanonicalRecipe
 from patchbay.merge.settings import Settings
 from patchbay.merge.stack import Base, Stack, Stacks, is_sampled
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
-Part = tuple[torch.Tensor | None, torch.Tensor]  # positions in the flattened tensor, or None for all; values there
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,52 +111,14 @@ def _matrix(
     name: str, plan: MatrixPlan, deltas: Sequence[Delta], before: torch.Tensor, axis: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """round(a W0 + sum_t C_t D_t). Entries that no sparse term keeps have the base's bits."""
-    present = [(row, delta) for row, delta in zip(plan.coefficients, deltas, strict=True) if name in delta]
-    parts = (_scaled(name, row, delta, before, axis) for row, delta in present)  # one at a time: they may be whole
     if not bool((plan.base_scale == 1).all()):
-        scaled = before.to(torch.float32) * _per_neuron(plan.base_scale, before, axis)
-        return (scaled + _sum(parts, before).view(before.shape)).to(dtype)
-    if not all(delta.is_sparse(name) for _, delta in present):
-        total = next(parts)[1] if len(present) == 1 else _sum(parts, before)
-        return apply_difference(before, total, dtype)
-    positions, values = next(parts) if len(present) == 1 else _joined(list(parts), before)
-    assert positions is not None, "all parts are sparse"
+        return planned_tensor(name, plan, deltas, before, axis, dtype)
+    positions, difference = planned_difference(name, plan, deltas, before, axis)
+    if positions is None:
+        return apply_difference(before, difference, dtype)
     merged = before.to(dtype).clone().contiguous()
-    merged.view(-1)[positions] = apply_difference(before.reshape(-1)[positions], values, dtype)
+    merged.view(-1)[positions] = apply_difference(before.reshape(-1)[positions], difference, dtype)
     return merged
-
-
-def _scaled(name: str, coefficients: torch.Tensor, delta: Delta, before: torch.Tensor, axis: int) -> Part:
-    if not delta.is_sparse(name):
-        difference = delta.difference(name).reshape(before.shape)
-        return None, (difference * _per_neuron(coefficients, before, axis)).reshape(-1)
-    positions = delta.matrices[name].positions.long()
-    if coefficients.numel() > 1:
-        behind = before.shape[axis + 1 :].numel()
-        coefficients = coefficients[(positions // behind) % before.shape[axis]]
-    return positions, delta.matrices[name].values * coefficients
-
-
-def _joined(parts: Sequence[Part], before: torch.Tensor) -> Part:
-    positions = torch.unique(torch.cat([listed for listed, _ in parts if listed is not None]))
-    return positions, _sum(parts, before)[positions]
-
-
-def _sum(parts: Iterable[Part], before: torch.Tensor) -> torch.Tensor:
-    """sum_t C_t D_t, flat, term after term."""
-    total = torch.zeros(before.numel())
-    for positions, values in parts:
-        if positions is None:
-            total += values
-        else:
-            total[positions] += values
-    return total
-
-
-def _per_neuron(scale: torch.Tensor, tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    if scale.numel() == 1:
-        return scale
-    return scale.reshape([-1 if dim == axis else 1 for dim in range(tensor.dim())])
 
 
 def _by_difference(
