@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,13 +18,13 @@ import torch
 
 from benchmarks.families.base import Case, Family
 from benchmarks.jobs import bench_of
-from benchmarks.tuning import scaled
 from patchbay.backbone import Backbone
 from patchbay.compress.calibration import Calibration, Judge
 from patchbay.delta import Delta, DeltaFile
 from patchbay.execute.patch import Patcher
-from patchbay.merge import CanonicalRecipe, Merged, build, find_method
+from patchbay.merge import CanonicalRecipe, Merged, MergePlan, build, find_method
 from patchbay.merge.recipe import MAX_TERMS
+from patchbay.merge.scale import scaled
 from patchbay.models.heads import delta_head
 
 BUILDS = 3
@@ -90,6 +90,20 @@ def built(members: tuple[Member, ...], method: str) -> Built:
         merges = tuple(build(recipe, deltas, backbone) for recipe in recipes)
         seconds.append(time.perf_counter() - started)
     return Built(merges, ordered, find_method(method).path, statistics.median(seconds), len(seconds))
+
+
+def dense(members: tuple[Member, ...], differences: Sequence[Mapping[str, torch.Tensor]], path: str) -> Built:
+    """A merge that was made elsewhere: fp32 differences by the base's names, for all tasks or for each of `members`."""
+    first = delta_of(members[0].case.base, members[0].file)
+    return Built(tuple(_dense(first, each) for each in differences), members, path, 0.0, 1)
+
+
+def _dense(like: Delta, vectors: Mapping[str, torch.Tensor]) -> Merged:
+    """`like` says which base the differences are for."""
+    delta = replace(
+        like, matrices={}, vectors=vectors, added={}, copied={}, exceptions={}, neurons={}, appended={}, factors={}
+    )
+    return Merged(MergePlan("elsewhere", ("elsewhere",), {}, vectors, {}, exact=False), delta)
 
 
 def _in_order(members: tuple[Member, ...], method: str) -> tuple[Member, ...]:

@@ -20,12 +20,12 @@ from benchmarks.measure import Estimate, Z, head_bytes, score_of
 from benchmarks.merges import Built, Member, built, divergence, outputs
 from benchmarks.methods import Effort
 from benchmarks.results import Line
-from benchmarks.tuning import search_scale
 from patchbay.checkpoint import Checkpoint
 from patchbay.compress.compress import compress
 from patchbay.compress.options import Options
 from patchbay.errors import InvalidRecipe
 from patchbay.merge import find_method
+from patchbay.merge.scale import search_scale
 
 ALL, LEFT_OUT, PAIRS = PARTS = ("all", "out of domain", "pairs")  # the tables that a merge may belong to
 
@@ -140,22 +140,14 @@ class Merge:
         return f"{self.part} {self.source.name} {self.method}{' tuned' if self.tuned else ''}"
 
     def question(self) -> Line:
-        made_from = [part for member in self.members for part in (member.case.fingerprint, member.file.name)]
-        return {
-            "kind": "merge",
-            "family": self.family.name,
+        return given(self.family, self.members, self.merged, self.scored) | {
             "part": self.part,
             "source": self.source.name,
             "method": self.method,
             "params": repr(sorted(find_method(self.method).defaults.items())),
             "tuned": self.tuned,
-            "tasks": _names(self.members),
-            "merged": _names(self.merged),
-            "scored": _names(self.scored),
             "rows": self.rows,
             "inputs": self.inputs if self.tuned else None,
-            "finetunes": short_hash(*(member.case.fingerprint for member in self.members)),
-            "deltas": short_hash(*made_from),
         }
 
     def run(self, on_progress: OnProgress) -> Line:
@@ -165,29 +157,50 @@ class Merge:
             return self.question() | {"refused": reason.message}
         tried = search_scale(partial(divergence, merge, inputs=self.inputs)) if self.tuned else {}
         scale = min(tried, key=lambda each: tried[each], default=1.0)
-        scores = _scores(self.family, outputs(self.family, merge, scale, self.scored))
         return (
             self.question()
-            | _of(merge)
-            | self._averages(scores)
+            | measured(self.family, merge, scale, self.scored)
             | {
-                "scale": scale,
                 "divergence": tried.get(scale),
                 "tried": [{"scale": each, "divergence": found} for each, found in sorted(tried.items())],
-                "scores": {task: asdict(score) for task, score in scores.items()},
             }
         )
 
-    def _averages(self, scores: Mapping[str, Estimate]) -> Line:
-        """`half_width`: of a 95 % interval of the average over other test rows of the same tasks."""
-        kept = {member.task: 100 * scores[member.task].value / member.accuracy for member in self.scored}
-        variances = [_variance(scores[task].value, len(self.family.targets(task))) for task in scores]
-        return {
-            "retained": kept,
-            "average": sum(score.value for score in scores.values()) / len(scores),
-            "half_width": Z * math.sqrt(sum(variances)) / len(scores),
-            "average_retained": sum(kept.values()) / len(kept),
-        }
+
+def given(family: Family, members: tuple[Member, ...], merged: tuple[Member, ...], scored: tuple[Member, ...]) -> Line:
+    """What every question about a merge says of its inputs."""
+    made_from = [part for member in members for part in (member.case.fingerprint, member.file.name)]
+    return {
+        "kind": "merge",
+        "family": family.name,
+        "tasks": _names(members),
+        "merged": _names(merged),
+        "scored": _names(scored),
+        "finetunes": short_hash(*(member.case.fingerprint for member in members)),
+        "deltas": short_hash(*made_from),
+    }
+
+
+def measured(family: Family, merge: Built, scale: float, members: tuple[Member, ...]) -> Line:
+    """What `members` score under the merge, what of that each retains, and what the merge costs."""
+    scores = _scores(family, outputs(family, merge, scale, members))
+    return (
+        _of(merge)
+        | _averages(family, scores, members)
+        | {"scale": scale, "scores": {task: asdict(score) for task, score in scores.items()}}
+    )
+
+
+def _averages(family: Family, scores: Mapping[str, Estimate], members: tuple[Member, ...]) -> Line:
+    """`half_width`: of a 95 % interval of the average over other test rows of the same tasks."""
+    kept = {member.task: 100 * scores[member.task].value / member.accuracy for member in members}
+    variances = [_variance(scores[task].value, len(family.targets(task))) for task in scores]
+    return {
+        "retained": kept,
+        "average": sum(score.value for score in scores.values()) / len(scores),
+        "half_width": Z * math.sqrt(sum(variances)) / len(scores),
+        "average_retained": sum(kept.values()) / len(kept),
+    }
 
 
 def _of(merge: Built) -> Line:

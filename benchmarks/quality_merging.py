@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,11 +23,14 @@ from benchmarks.jobs import Train
 from benchmarks.merges import Member, is_for_one_task
 from benchmarks.merging import ALL, FULL_SOURCE, LEFT_OUT, PAIRS, PARTS, Alone, Deliver, Merge, Source
 from benchmarks.methods import Effort
+from benchmarks.other_tools import Missing, OtherMerge, Tool
 from benchmarks.parallel import Workers
 from benchmarks.quality_compression import CACHE, record
 from benchmarks.report_merging import load, markdown, write_report
 from benchmarks.results import Ledger
-from patchbay.merge import METHODS
+from benchmarks.tool_mergekit import COMMAND, Mergekit
+from benchmarks.tool_peft import Peft
+from patchbay.merge import AUTO, METHODS
 from patchbay.merge.recipe import MAX_TERMS
 from patchbay_server.commands.quiet import silence_libraries
 
@@ -42,7 +46,7 @@ Members = tuple[Member, ...]
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How much is measured. `--quick` ends in 20 minutes on two cores. `tuned`: the methods whose scale is searched,
-    on `inputs` calibration inputs a task; None for all.
+    on `inputs` calibration inputs a task; None for all. `other_tools`: whether they merge the same fine-tunes.
     """
 
     name: str
@@ -51,14 +55,15 @@ class Scale:
     inputs: int
     tuned: Collection[str] | None
     effort: Effort
+    other_tools: bool = False
 
     def variants(self, method: str) -> tuple[bool, ...]:
         """Untuned, and tuned where it is."""
         return (False, True) if self.tuned is None or method in self.tuned else (False,)
 
 
-FULL = Scale("full", (FULL_SOURCE, Source(0.4), Source(0.1)), 1000, 256, None, Effort())
-QUICK = Scale("quick", (FULL_SOURCE, Source(0.1, data_free=True)), 250, 32, MAIN, Effort(12, 64))
+FULL = Scale("full", (FULL_SOURCE, Source(0.4), Source(0.1)), 500, 64, None, Effort(), True)
+QUICK = Scale("quick", (FULL_SOURCE, Source(0.1, data_free=True)), 250, 32, MAIN, Effort(12, 64), True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,17 +74,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ledger = Ledger(cache / f"merging-{scale.name}.jsonl", QUESTION)
     console = Console()
     silence_libraries()
+    tools = tools_of(options.mergekit, console) if scale.other_tools else []
     family = Text(cache / "models", options.tasks, options.backbone, scale.test_rows)
     with Workers(options.workers, console) as workers:
-        measure(family, scale, cache, ledger, workers)
+        measure(family, scale, cache, ledger, workers, tools)
     results = load(ledger.file)
     console.print(markdown(results), markup=False, highlight=False, soft_wrap=True)
     for written in write_report(results, cache / f"merging-{scale.name}"):
         console.print(f"wrote {written}", highlight=False)
 
 
-def measure(family: Family, scale: Scale, cache: Path, ledger: Ledger, workers: Workers) -> None:
-    """Fine-tunes, deltas, each fine-tune alone, then every merge: each stage skips what is there."""
+def tools_of(mergekit: Path | None, console: Console) -> list[Tool]:
+    """The other tools that can be run here. Of each that cannot, it prints why."""
+    found: list[Tool] = []
+    for find in (partial(Mergekit.find, mergekit), Peft.find):
+        try:
+            found.append(find())
+        except Missing as reason:
+            console.print(str(reason), markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def measure(
+    family: Family, scale: Scale, cache: Path, ledger: Ledger, workers: Workers, tools: Sequence[Tool] = ()
+) -> None:
+    """Fine-tunes, deltas, each fine-tune alone, then every merge, ours first: each stage skips what is there."""
     trained = workers.run("fine-tunes", [Train(family, task) for task in family.tasks[:MAX_TERMS]])
     cases = sorted(trained, key=lambda case: case.task)
     for source in scale.sources:  # whole task vectors first: the others' sizes are without what their heads take there
@@ -89,6 +108,9 @@ def measure(family: Family, scale: Scale, cache: Path, ledger: Ledger, workers: 
     record(ledger, workers, "alone", [job for job in alone if ledger.find(job.question()) is None])
     merges = list(merges_of(family, cases, scale, cache, ledger))
     record(ledger, workers, "merges", [merge for merge in merges if ledger.find(merge.question()) is None])
+    members = tuple(_member(family, case, FULL_SOURCE, scale, cache, ledger) for case in cases)
+    others = [OtherMerge(family, tool, method, members, scale.test_rows) for tool in tools for method in tool.methods]
+    record(ledger, workers, "other tools", [merge for merge in others if ledger.find(merge.question()) is None])
 
 
 def merges_of(family: Family, cases: Sequence[Case], scale: Scale, cache: Path, ledger: Ledger) -> Iterator[Merge]:
@@ -130,6 +152,8 @@ def _parts(members: Members, source: Source) -> Iterator[tuple[str, Members, Mem
 
 def _takes(method: str, part: str, count: int) -> bool:
     """Two tasks at a time are for methods that take no more, and what they are compared with."""
+    if method == AUTO:  # a second name of a method that is measured under its own
+        return False
     least, most = METHODS[method].num_terms
     if part == PAIRS:
         return most == 2 or method in ("task_arithmetic", "linear", "neuromerging")
@@ -152,6 +176,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=CACHE, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread and 3 GB each; default: 2")
     parser.add_argument("--data-free", action="store_true", help="compress without calibration inputs: seconds a task")
+    mergekit = f"mergekit's command, merges by which are compared with; default: {COMMAND} where it is found"
+    parser.add_argument("--mergekit", type=Path, metavar="COMMAND", help=mergekit)
     parser.add_argument("--quick", action="store_true", help="fewer rows, sources and tuned methods: 20 minutes")
     return parser.parse_args(arguments)
 

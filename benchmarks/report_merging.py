@@ -72,6 +72,8 @@ def markdown(results: Merging) -> str:
     ]
     if found := results.parts.get(ALL):
         text += [f"### All {len(results.tasks)} tasks merged", _table(found, results.tasks)]
+        if any("tool" in line for line in found):
+            text += ["### Beside other tools, % retained", _tool_table(found)]
     if found := results.parts.get(LEFT_OUT):
         scored = found[0]["scored"].split("+")
         title = f"### Tasks that were left out of the merge: {', '.join(scored)}"
@@ -100,13 +102,13 @@ def update_readme(results: Merging, readme: Path, picture: Path) -> None:
 
 
 def plot(results: Merging, file: Path) -> None:
-    """Left what every method retains of all tasks, right the best ones task by task."""
+    """Left what every method of ours retains of all tasks, right the best ones task by task."""
     import matplotlib  # noqa: PLC0415 - an extra, needed for this function only
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    lines = results.parts[ALL]
+    lines = [line for line in results.parts[ALL] if "tool" not in line]
     figure = plt.figure(figsize=(14, 7), layout="constrained")
     _draw_bars(figure.add_subplot(1, 2, 1), lines)
     _draw_radar(figure.add_subplot(1, 2, 2, projection="polar"), results, lines)
@@ -178,6 +180,21 @@ def _table(lines: Sequence[Line], tasks: Sequence[str]) -> str:
         for line in lines
     ]
     return markdown_table(columns, rows)
+
+
+def _tool_table(lines: Sequence[Line]) -> str:
+    """What is retained by the other tools' methods as they come, beside ours of the source that is measured first."""
+    ours = next(line["source"] for line in lines if "tool" not in line)
+    theirs = [line for line in lines if "tool" in line]
+    sources = [ours, *dict.fromkeys(line["source"] for line in theirs)]
+    found = {(line["method"], line["source"]): line["average_retained"] for line in lines if not line["tuned"]}
+    methods = sorted({line["method"] for line in theirs}, key=lambda method: (-found.get((method, ours), 0), method))
+    rows = [[method, *(_number(found.get((method, source))) for source in sources)] for method in methods]
+    return markdown_table(("method", "patchbay", *sources[1:]), rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _pair_table(lines: Sequence[Line]) -> str:

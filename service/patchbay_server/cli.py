@@ -27,6 +27,7 @@ from patchbay_server.commands.push import push
 from patchbay_server.commands.reconstruct import reconstruct
 from patchbay_server.commands.serve import serve
 from patchbay_server.commands.transfer import transfer
+from patchbay_server.commands.tune import tune
 from patchbay_server.commands.verify import verify
 from patchbay_server.commands.worker import worker
 
@@ -60,7 +61,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-OFFLINE = (compress, fuse, merge, export, transfer, inspect, verify, reconstruct)
+OFFLINE = (compress, fuse, merge, tune, export, transfer, inspect, verify, reconstruct)
 for command in (*OFFLINE, serve, push, ls, show, rm, worker, demo):
     app.command()(command)
 app.add_typer(jobs)

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from patchbay import errors
+from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
 
 logger = logging.getLogger("patchbay_server")
@@ -126,10 +127,16 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     worst = max((one for one in found if not _is_around(one, found)), key=_tells)
     if worst["type"] == "json_invalid":
         return _respond(f"the body is not JSON: {worst['ctx']['error']}", 422, "invalid_request")
-    if worst["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
-        return _respond("send the body as JSON, with 'Content-Type: application/json'", 422, "invalid_request", "body")
+    if worst["loc"] == ("body",) and not is_json(kind := content_type(request)):
+        return _respond(_other_type(request, kind), 422, "invalid_request", "body")
     place = _place(worst["loc"])
     return _respond(f"{place}: {worst['msg']}", 422, "invalid_request", place)
+
+
+def _other_type(request: Request, kind: str) -> str:
+    accepts = getattr(request.scope.get("route"), "accepts", JsonRoute.accepts)
+    found = f"'s Content-Type is {kind[:MAX_SHOWN]!r}" if kind else " has no Content-Type"
+    return f"the body{found}: send {' or '.join(accepts)}"
 
 
 def _is_around(one: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:

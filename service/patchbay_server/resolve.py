@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchbay.errors import InvalidRecipe, NotFound
-from patchbay.merge import CanonicalRecipe, Recipe, Term, find_method, parse
+from patchbay.merge import CanonicalRecipe, Recipe, Term, named, parse, settled
 from patchbay.merge.recipe import WEIGHT
-from patchbay.merge.settings import check_keys
 from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Hub
 
@@ -89,7 +88,8 @@ def pin_recipe(hub: Hub, tenant: str, recipe: Recipe, *, follow: bool) -> tuple[
     """The JSON that a saved merge stores, and what it means now."""
     resolved = _pin(hub, tenant, recipe, None, label="merge")
     pins = {p.term: {"name": p.name, "version": p.version, "digest": p.digest} for p in resolved.pinned}
-    return json.dumps({"recipe": recipe.model_dump(mode="json"), "follow": follow, "pins": pins}), resolved
+    kept = recipe if follow else named(recipe)
+    return json.dumps({"recipe": kept.model_dump(mode="json"), "follow": follow, "pins": pins}), resolved
 
 
 def _is_plain(recipe: Recipe) -> bool:
@@ -142,12 +142,8 @@ def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
 
 
 def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
-    method = find_method(recipe.method)
-    method.check_terms([term.weight for term in recipe.terms])
-    check_keys(method.name, method.defaults, (key for term in recipe.terms for key in term.params))
-    filled = recipe.model_copy(update={"params": method.filled(recipe.params)})
-    digests = {pin.term: pin.digest for pin in pinned}
-    canonical = filled.canonical(digests, method.symmetric, {})
+    recipe = named(recipe)
+    canonical = settled(recipe, {pin.term: pin.digest for pin in pinned})
     return Resolved(label, recipe, canonical, tuple(pinned), _written_head(head, recipe))
 
 

@@ -1,10 +1,10 @@
-"""Bodies of requests, as pydantic models: strict about unknown fields and about numbers that are not finite."""
+"""Bodies of requests, as pydantic models: strict about unknown fields, booleans, and numbers that are not finite."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt
 
 from patchbay.merge import Recipe
 
@@ -70,10 +70,10 @@ class CompletionsRequest(ModelRequest):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     user: str | None = None
     # OpenAI's fields that this server knows and does not act on yet: only their neutral values are accepted.
-    stream: bool = False
+    stream: StrictBool = False
     n: int = 1
     best_of: int = 1
-    echo: bool = False
+    echo: StrictBool = False
     logprobs: int | None = None
     suffix: str | None = None
     presence_penalty: FiniteFloat = 0.0
@@ -86,6 +86,13 @@ class MergeRequest(Body):
 
     name: str
     recipe: Recipe | ModelName
+    follow: StrictBool = False
+
+
+class DocumentQuery(Body):
+    """The query of a mergekit document: what a JSON body has beside `recipe`. Text, so that `follow` is not strict."""
+
+    name: str
     follow: bool = False
 
 
@@ -110,18 +117,18 @@ class CompressionRequest(Body):
     values: Annotated[str, Field(max_length=100)] | None = None
     scale: FiniteFloat | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=1 << 63)] | None = None
-    exact: bool | None = None
+    exact: StrictBool | None = None
     support: Annotated[str, Field(max_length=100)] | None = None
     scope: Annotated[str, Field(max_length=100)] | None = None
     groups: StrictInt | None = None
     evaluations: StrictInt | None = None
     optimizer: Annotated[str, Field(max_length=100)] | None = None
     score: Annotated[str, Field(max_length=100)] | None = None
-    merge_statistics: bool | None = None
-    distil: bool | None = None
+    merge_statistics: StrictBool | None = None
+    distil: StrictBool | None = None
     calibration: BlobDigest | None = None
     labels: BlobDigest | None = None
-    activate: bool = True
+    activate: StrictBool = True
 
 
 class TransferRequest(Body):

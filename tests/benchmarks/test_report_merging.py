@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from benchmarks.report_merging import BEGIN, END, load, main, markdown, update_readme, write_report
-from benchmarks.tuning import LEAST, MOST, search_scale
 
 Line = dict[str, Any]
 MACHINE = {
@@ -118,14 +117,3 @@ def test_the_readme_that_is_here_has_the_markers_and_names_the_command() -> None
     text = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text("utf-8")
     assert text.index(BEGIN) < text.index(END)
     assert "benchmarks.quality_merging" in text
-
-
-@pytest.mark.parametrize("best", [0.11, 0.2, 0.3, 0.7, 1.0, 1.9, 3.0])
-def test_a_scale_is_found_coarse_to_fine(best: float) -> None:
-    """Within a factor of the fourth root of 2 of the best one, where the limits allow."""
-    tried = search_scale(lambda scale: abs(scale / best - 1) + abs(best / scale - 1))
-    found = min(tried, key=lambda scale: tried[scale])
-    assert len(tried) <= 7
-    assert all(LEAST <= scale <= MOST for scale in tried)
-    assert found == pytest.approx(min(max(best, 0.125), MOST), rel=2**0.25 - 1 + 1e-9)
-    assert 1.0 in tried

@@ -27,7 +27,18 @@ def test_values_know_where_they_were_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("1", 1), ("-0.5", -0.5), ("+.5", 0.5), ("1e-3", 1e-3), ("2.", 2), ("1E+2", 100), ("010", 10)]
+    ("text", "number"),
+    [
+        ("1", 1),
+        ("-0.5", -0.5),
+        ("+.5", 0.5),
+        ("1e-3", 1e-3),
+        ("2.", 2),
+        ("1E+2", 100),
+        ("0", 0),
+        ("-0.5e0", -0.5),
+        ("00.5", 0.5),
+    ],
 )
 def test_numbers(text: str, number: float) -> None:
     assert load(f"a: {text}").mapping()["a"].number() == number
@@ -40,6 +51,15 @@ def test_what_is_no_number(text: str) -> None:
     with pytest.raises(InvalidRecipe, match=r"line 1, column [34]: a is a finite number") as caught:
         load(f"a: {text}").content["a"].number()  # type: ignore[index,call-overload]
     assert caught.value.param == "a"
+
+
+@pytest.mark.parametrize("text", ["010", "-010", "+07", "00", "08", "0" * 500])
+def test_a_number_that_yaml_reads_as_octal(text: str) -> None:
+    """010 is 8 to mergekit's loader, and ten to most people."""
+    with pytest.raises(InvalidRecipe, match=r"line 1, column 8: b.a begins with 0, which YAML 1.1 .*octal") as caught:
+        load(f"b: {{a: {text}}}").mapping()["b"].mapping()["a"].number()
+    assert caught.value.param == "b.a" and len(caught.value.message) < 200
+    assert load(f"a: {text}").mapping()["a"].text() == text
 
 
 @pytest.mark.parametrize(("text", "flag"), [("true", True), ("False", False), ("yes", True), ("off", False)])

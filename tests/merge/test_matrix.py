@@ -113,3 +113,17 @@ def test_sigma_is_that_of_the_term_that_lost_most(llama: Path, finetune_folder: 
     ]
     matrix = Matrix(matrices(backbone)[0], deltas, WEIGHTS[:2], backbone)
     assert matrix.sigma == max(delta.manifest.statistics.sigma for delta in deltas) > 0.5
+
+
+def test_nothing_is_missing_in_what_was_pruned_at_random(
+    llama: Path, finetune_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """Its kept entries stand for the others: where only such terms lost anything, there is nothing to restore."""
+    backbone = Backbone.load(llama)
+    ranked = pico.delta(llama, finetune_folder("llama", seed=1), tmp_path / "d", density=0.1)
+    name = matrices(backbone)[0]
+    sampled = with_statistics(ranked, [name], method="random")
+    lost = ranked.manifest.statistics.sigma
+    assert lost > 0.5
+    assert Matrix(name, [sampled], WEIGHTS[:1], backbone).sigma == 0
+    assert Matrix(name, [sampled, ranked], WEIGHTS[:2], backbone).sigma == lost

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchbay.errors import InvalidRecipe, PatchbayError, UnknownMethod
-from patchbay.merge import METHODS, Recipe, mergekit, parse
+from patchbay.merge import METHODS, Recipe, find_method, mergekit, parse
 
 LAW = settings(deadline=None)  # a busy machine is no failure
 FULL = """\
@@ -79,7 +79,7 @@ def test_presets_are_mergekits(name: str) -> None:
     base = "" if name == "linear" else "a" if name == "slerp" else "org/base"
     weight = "" if name in ("slerp", "sce", "model_stock") else ", parameters: {weight: 1}"
     found = read(name, f"[{{model: a{weight}}}, {{model: b{weight}}}]", base_model=base)
-    assert found.method == name
+    assert found.method == find_method(name).name
     assert found.params == ({"preset": "mergekit"} if "mergekit" in METHODS[name].presets else {})
     METHODS[name].filled(found.params)
 
@@ -111,6 +111,49 @@ def test_slerp_starts_from_its_base_model() -> None:
     assert read("slerp", both, base_model="code", parameters="{t: 0.25}") == parse("slerp(code, math; t=0.25)")
     assert read("slerp", "[{model: math}]", base_model="code") == parse("slerp(code, math)")
     assert read("slerp", both, base_model="math") == parse("slerp(math, code)")
+
+
+MEAN = "[{model: BASE, parameters: {weight: 1}}, {model: math, parameters: {weight: 4}}, {model: code%s}]"
+
+
+@pytest.mark.parametrize("base", ["base", "org/base", "llama-7b"])
+def test_a_mean_counts_the_base_where_it_is_listed(base: str) -> None:
+    """theta = (theta_0 + 4 theta_math + 3 theta_code) / 8, which is theta_0 + 4/8 tau_math + 3/8 tau_code."""
+    models = MEAN.replace("BASE", base) % ", parameters: {weight: 3}"
+    named = "" if base == "base" else base
+    expected = parse("0.5*math + 0.375*code")
+    assert read("linear", models, base_model=named, parameters="{normalize: true}") == expected
+    assert read("linear", models.replace(base, "base"), base_model=named) == expected
+    assert read("linear", MEAN.replace("BASE", base) % "", base_model=named, parameters="{weight: 3}") == expected
+
+
+def test_a_base_that_is_not_listed_is_counted_too() -> None:
+    """mergekit adds it to the models, with the weight of all."""
+    models = "[{model: math}, {model: code, parameters: {weight: 3}}]"
+    assert read("linear", models, parameters="{weight: 2}") == parse(
+        "0.2857142857142857*math + 0.42857142857142855*code"
+    )
+
+
+def test_a_base_of_no_weight() -> None:
+    models = "[{model: base, parameters: {weight: 0}}, {model: math, parameters: {weight: 0.2}}]"
+    assert read("linear", models, base_model="") == parse("math")
+
+
+@LAW
+@given(
+    st.lists(st.integers(-4, 4), min_size=2, max_size=8).filter(sum),
+    st.lists(st.floats(-1, 1), min_size=8, max_size=8),
+)
+def test_a_mean_of_models_and_the_base(weights: list[int], models: list[float]) -> None:
+    names = ["base", *(f"m{n}" for n in range(1, len(weights)))]
+    listed = [f"{{model: {name}, parameters: {{weight: {w}}}}}" for name, w in zip(names, weights, strict=True)]
+    theta = dict(zip(names, models, strict=False))
+    merged = theta["base"]
+    for term in read("linear", f"[{', '.join(listed)}]", base_model="").terms:
+        merged += term.weight * (theta[term.delta] - theta["base"])
+    mean = sum(w * theta[name] for name, w in zip(names, weights, strict=True)) / sum(weights)
+    assert merged == pytest.approx(mean, abs=1e-12)
 
 
 def test_nuslerp_and_rescale_have_other_words() -> None:
@@ -170,7 +213,43 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         document(models="[{model: org/base, parameters: {weight: 1}}]"), "models.0", "the base has no weight"
     ),
     "no base": (document(base_model=""), "merge_method", "task_arithmetic needs a base_model"),
-    "linear with a base": (document("linear"), "base_model", "linear counts base_model as one of the models"),
+    "linear with a base": (
+        document("linear"), "base_model", "linear counts base_model as one of the models: list it with a weight, or"
+    ),
+    "the base twice": (
+        document("linear", MEAN.replace("BASE", "base") % ", parameters: {weight: 1}}, {model: org/base",
+                 parameters="{weight: 1}"), "models", "the base is listed twice"
+    ),
+    "the base without a weight": (
+        document("linear", "[{model: base}, {model: a, parameters: {weight: 1}}]", base_model=""),
+        "models.0", "base has no weight"
+    ),
+    "a mean of nothing": (
+        document("linear", MEAN.replace("BASE", "org/base") % ", parameters: {weight: -5}"),
+        "models", "the weights of this mean sum to 0, and it divides by that"
+    ),
+    "a mean of next to nothing": (
+        document("linear", MEAN.replace("BASE", "org/base") % ", parameters: {weight: -4.9}"),
+        "models", "the weights of this mean sum to 0.1, and it divides by that"
+    ),
+    "a mean with the base that varies": (
+        document("linear", MEAN.replace("BASE", "org/base") % ", parameters: {weight: [0, 1]}"),
+        "models.2", "takes one weight for all tensors, and code's varies"
+    ),
+    "a base that varies": (
+        document("linear", "[{model: base, parameters: {weight: [0, 1]}}, {model: a, parameters: {weight: 1}}]",
+                 base_model=""), "models.0", "takes one weight for all tensors, and base's varies"
+    ),
+    "a base with a density": (
+        document("linear", "[{model: base, parameters: {weight: 1, density: 1}}]", base_model=""),
+        "models.0.parameters.density", "have no parameter 'density'"
+    ),
+    "a path in a mean": (
+        document("linear", "[{model: org/base, parameters: {weight: 1}}]", base_model=""),
+        "models.0.model", "the base itself is 'model: base'"
+    ),
+    "octal": (document(models=ONE % "010"), "models.0.parameters.weight", "begins with 0, which YAML 1.1"),
+    "octal for all": (document(parameters="{lambda: 01}"), "parameters.lambda", "begins with 0, which YAML 1.1"),
     "no weight": (document(models="[{model: math}]"), "models.0", "math has no weight"),
     "a weight for some": (
         document(models=ONE % "[{filter: mlp, value: 1}]"), "models.0", "the weight of math ends with a value without"

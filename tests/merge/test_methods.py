@@ -7,8 +7,9 @@ import torch
 
 from patchbay.errors import InvalidRecipe, UnknownMethod
 from patchbay.merge.method import Method
-from patchbay.merge.methods import METHODS, find_method
-from patchbay.merge.recipe import Scalar
+from patchbay.merge.methods import AUTO, METHODS, find_method
+from patchbay.merge.recipe import Recipe, Scalar
+from patchbay.merge.settle import named
 
 
 def first_density(weights: torch.Tensor, params: Mapping[str, Scalar]) -> torch.Tensor:
@@ -41,9 +42,18 @@ def test_unknown_method_lists_all() -> None:
     assert all(name in caught.value.message for name in METHODS)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != AUTO])
 def test_find_method(name: str) -> None:
     assert find_method(name) is METHODS[name]
+
+
+def test_auto_is_another_method_by_its_name() -> None:
+    found, row = find_method(AUTO), METHODS[AUTO]
+    assert found.name != AUTO
+    assert (found.path, found.paper, found.defaults) == (row.path, row.paper, row.defaults)
+    assert found.name in row.title
+    recipe = Recipe.model_validate({"method": AUTO, "terms": [{"delta": "math"}], "scale": 0.5})
+    assert named(recipe) == recipe.model_copy(update={"method": found.name})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -59,7 +59,9 @@ def test_a_document_that_is_none(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"{", "JSON"),
-        (b"[]", "object"),
+        (b'{"terms": [{"delta": "a"}], "scale": 1, "scale": 2}', "'scale' is given twice"),
+        (b'{"terms": [{"delta": "a", "delta": "b"}]}', "'delta' is given twice"),
+        (b"[]", "valid dictionary"),
         (b'{"terms": []}', "terms"),
         (b'{"terms": [{"delta": "A"}]}', r"terms\.0\.delta"),
         (b'{"terms": [{"delta": "a"}], "more": 1}', "more"),

@@ -17,9 +17,18 @@ from patchbay.architecture import Architecture
 from patchbay.checkpoint import Checkpoint
 from patchbay.delta import Delta
 from patchbay.errors import InvalidRecipe
-from patchbay.merge import METHODS, Merged, Recipe, build, build_plan
+from patchbay.merge import METHODS, Merged, Recipe, Term, build, build_plan
 from patchbay.merge.rules import EVERY, MAX_GRADIENT, Rule, canonical_rules, without_default
-from patchbay.merge.settings import OF_TERMS, Settings, check_keys, depths, gradient_at, layer_of, value_at
+from patchbay.merge.settings import (
+    OF_TERMS,
+    Settings,
+    check_keys,
+    check_term,
+    depths,
+    gradient_at,
+    layer_of,
+    value_at,
+)
 
 ModelFolder = Callable[..., Path]
 LAW = settings(deadline=None)  # a busy machine is no failure
@@ -203,6 +212,27 @@ def test_what_terms_cannot_set_is_refused(method: str, key: str) -> None:
         settings_of(method, [{"delta": "a", "params": {key: 0.5}}, {"delta": "b"}], [])
     assert caught.value.param == "terms"
     check_keys(method, METHODS[method].defaults, ["weight"])
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "message", "param"),
+    [
+        ("ties", {"seed": 1}, "term 'math@3': terms of ties have no parameter 'seed' of their own", "terms"),
+        ("ties", {"density": 1.5}, "term 'math@3': density is from 0 to 1, not 1.5", "params.density"),
+        ("breadcrumbs", {"gamma": [{"filter": "a", "value": 0}, {"value": [1, -2]}]}, "term 'math@3'", "params.gamma"),
+        ("della", {"density": 0.5, "epsilon": 2}, "term 'math@3': epsilon is from 0 to 1, not 2", "params.epsilon"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_term(method: str, params: Any, message: str, param: str) -> None:
+    term = Term.model_validate({"delta": "math@3", "params": params})
+    with pytest.raises(InvalidRecipe) as caught:
+        check_term(method, METHODS[method].defaults, term)
+    assert caught.value.message.startswith(message) and caught.value.param == param
+
+
+def test_what_a_term_may_set() -> None:
+    params = {"density": 1, "epsilon": [{"filter": "mlp", "value": [0, 1]}], "weight": [{"value": -10}]}
+    check_term("della", METHODS["della"].defaults, Term.model_validate({"delta": "math", "params": params}))
 
 
 def test_one_density_where_all_tensors_are_ranked_together() -> None:

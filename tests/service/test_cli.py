@@ -27,6 +27,7 @@ NAMES = [
     "compress",
     "fuse",
     "merge",
+    "tune",
     "export",
     "transfer",
     "inspect",

@@ -44,7 +44,10 @@ def test_a_document_is_saved_as_its_recipe(vit: Served) -> None:
     assert ok(send(vit, DOCUMENT, name="others", follow="true"), 201)["follow"] is True
 
 
-@pytest.mark.parametrize("kind", ["application/yaml; charset=utf-8", "Application/YAML"])
+@pytest.mark.parametrize(
+    "kind",
+    ["application/yaml; charset=utf-8", "Application/YAML", "text/yaml", "application/x-yaml", "text/x-yaml"],
+)
 def test_content_types(vit: Served, kind: str) -> None:
     assert ok(send(vit, DOCUMENT, kind, name="both"), 201)["recipe"] == RECIPE
 
@@ -99,6 +102,7 @@ def test_a_document_that_an_expression_can_write(vit: Served) -> None:
         (DOCUMENT, {"name": "math"}, 409, "name_taken", "name"),
         (DOCUMENT, {"name": "both", "follow": "perhaps"}, 422, "invalid_request", "follow"),
         (DOCUMENT, {"name": "both", "weight": "1"}, 422, "invalid_request", "weight"),
+        (DOCUMENT, {"name": "both", "recipe": "math"}, 422, "invalid_request", "recipe"),
         (DOCUMENT.replace("math", "mat"), {"name": "both"}, 404, "not_found", "model"),
         (DOCUMENT.replace("math", "base"), {"name": "both"}, 422, "invalid_recipe", "model"),
         (DOCUMENT.replace("math", "org/math"), {"name": "both"}, 422, "invalid_recipe", "models.1.model"),
@@ -142,9 +146,29 @@ def test_yaml_is_a_body_of_its_own(vit: Served) -> None:
     assert_error(response, 422, "invalid_request", "body")
 
 
-def test_json_has_its_name_in_the_body(vit: Served) -> None:
-    response = vit.client.post("/v1/merges", params={"name": "both"}, json={"recipe": "math"})
-    assert_error(response, 422, "invalid_request", "name")
+@pytest.mark.parametrize(("parameter", "value"), [("name", "both"), ("follow", "true")])
+@pytest.mark.parametrize("body", [{"name": "other", "recipe": "math"}, {"recipe": "math"}, {"name": "both"}])
+def test_json_has_all_of_it_in_the_body(vit: Served, parameter: str, value: str, body: dict[str, str]) -> None:
+    response = vit.client.post("/v1/merges", params={parameter: value}, json=body)
+    message = assert_error(response, 422, "invalid_request", parameter)
+    assert message == (
+        f"{parameter}: the query parameter {parameter!r} goes with a mergekit document (application/yaml); in JSON it "
+        f"is the field {parameter!r} of the body, beside 'recipe'"
+    )
+    assert ok(vit.get("/v1/merges"))["data"] == []
+
+
+def test_other_routes_of_merges_have_no_body(vit: Served) -> None:
+    ok(send(vit, DOCUMENT, name="both"), 201)
+    for headers in ({"content-type": "application/yaml"}, {"content-type": "application/json"}):
+        assert ok(vit.get("/v1/merges/both", params={"name": "x"}, headers=headers))["name"] == "both"
+
+
+def test_a_mean_that_counts_the_base(vit: Served) -> None:
+    models = "[{model: base, parameters: {weight: 1}}, {model: math, parameters: {weight: 3}}]"
+    record = ok(send(vit, f"merge_method: linear\nmodels: {models}\n", name="near"), 201)
+    assert record["expression"] == "0.75*math"
+    assert vit.classify("near", IMAGE) == vit.classify("0.75*math", IMAGE)
 
 
 @pytest.mark.parametrize(

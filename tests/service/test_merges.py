@@ -13,6 +13,7 @@ from tests.service.serving import Served, assert_error, ok, serving
 from tests.store.backends import new_store
 
 from patchbay.backbone import Backbone
+from patchbay.merge import find_method
 
 IMAGE = {"array": torch.randn(3, pico.IMAGE, pico.IMAGE, generator=torch.Generator().manual_seed(1)).tolist()}
 RECIPE = {
@@ -101,6 +102,17 @@ def test_a_saved_merge_keeps_what_it_was_made_from(served: Served, delta_file: C
     ok(served.delete("/v1/deltas/math?force=true"))
     ok(served.delete("/v1/deltas/code?force=true"))
     assert ok(served.post("/v1/classify", {"model": "both", "input": IMAGE})) == before
+
+
+def test_auto_says_what_it_chose(served: Served) -> None:
+    pinned = save(served, "a", "auto(math, code)")
+    following = save(served, "b", "auto(math, code)", follow=True)
+    chosen = find_method("auto").name
+    assert (pinned["expression"], following["expression"]) == (f"{chosen}(math, code)", "auto(math, code)")
+    for model in ("a", "b", "auto(math, code)"):
+        answer = ok(served.post("/v1/classify", {"model": model, "input": IMAGE}))
+        assert answer["patchbay"]["recipe"].startswith(f"{chosen}(math")
+        assert answer["data"] == served.classify(f"{chosen}(math, code)", IMAGE)
 
 
 def test_a_merge_that_follows(served: Served, delta_file: Callable[..., Path]) -> None:

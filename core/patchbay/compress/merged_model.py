@@ -19,7 +19,7 @@ from patchbay.compress.terms import BaseFolder, Opened, Progress, open_term
 from patchbay.delta import Manifest
 from patchbay.delta.manifest import DTYPES, Token
 from patchbay.errors import AmbiguousHead, InvalidRecipe, NotFound
-from patchbay.merge import CanonicalRecipe, Method, Recipe, find_method
+from patchbay.merge import CanonicalRecipe, Method, Recipe, find_method, named, settled
 from patchbay.merge.offline import merge_tensors
 
 CONFIG_DTYPES: Mapping[torch.dtype, str] = {
@@ -181,9 +181,7 @@ def open_merge(
     path, AmbiguousHead where several terms have a head and none is named, InvalidRecipe, UnknownMethod, and what
     `open_term` raises.
     """
-    method = find_method(recipe.method)
-    method.check_terms([term.weight for term in recipe.terms])
-    filled = recipe.model_copy(update={"params": method.filled(recipe.params)})
+    recipe = named(recipe)
     for term in recipe.terms:
         if term.delta not in paths:
             given = f"; given are {', '.join(paths)}" if paths else ""
@@ -193,8 +191,7 @@ def open_merge(
             )
     folder = BaseFolder.open(base)
     opened = [open_term(term.delta, paths[term.delta], folder, on_progress) for term in recipe.terms]
-    digests = {term.name: term.digest for term in opened}
-    canonical = filled.canonical(digests, method.symmetric, {})
+    canonical = settled(recipe, {term.name: term.digest for term in opened})
     by_digest = {term.digest: term for term in opened}
     owner = _owner(opened, head or recipe.head, folder)
     return MergedModel(
@@ -215,8 +212,7 @@ def _owner(terms: Sequence[Opened], head: str | None, base: BaseFolder) -> Opene
     if len(heads) > 1:
         names = ", ".join(term.name for term in heads)
         raise AmbiguousHead(
-            f"several terms bring a classification head: {names}; say whose travels, as in "
-            f"`task_arithmetic({', '.join(term.name for term in terms)}; head={heads[0].name})`",
+            f"several terms bring a classification head: {names}; say whose travels, as in --head {heads[0].name}",
             param="head",
         )
     larger = [term for term in terms if term.appended]

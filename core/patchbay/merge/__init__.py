@@ -4,11 +4,13 @@ from patchbay.merge.expression import parse
 from patchbay.merge.matrix import MatrixPlan
 from patchbay.merge.merged import Merged, build
 from patchbay.merge.method import Method
-from patchbay.merge.methods import METHODS, find_method
+from patchbay.merge.methods import AUTO, METHODS, find_method
 from patchbay.merge.plan import MergePlan, build_plan
 from patchbay.merge.recipe import CanonicalRecipe, Recipe, Term
+from patchbay.merge.settle import named, settled
 
 __all__ = [
+    "AUTO",
     "METHODS",
     "CanonicalRecipe",
     "MatrixPlan",
@@ -20,5 +22,7 @@ __all__ = [
     "build",
     "build_plan",
     "find_method",
+    "named",
     "parse",
+    "settled",
 ]

@@ -23,6 +23,7 @@ _KEY = re.compile("[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
 # YAML 1.1 reads 1e-3 as text; whoever writes it means a number.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_OCTAL = re.compile("[+-]?0[0-9]+")  # 010 is 8 in YAML 1.1, and 08 text: neither is what it looks like
 
 _RESOLVER = yaml.resolver.Resolver()
 
@@ -79,7 +80,9 @@ class Node:
         return isinstance(self.content, str) and not self.is_quoted and self.content.lower() in _TRUE | _FALSE
 
     def number(self, bound: float = math.inf) -> float:
-        """Raises InvalidRecipe for what is no finite number from -bound to bound."""
+        """Raises InvalidRecipe for what is no finite number from -bound to bound, or might be an octal one."""
+        if self.is_number and _OCTAL.fullmatch(self.text()):
+            self.fail(f"{self.path} begins with 0, which YAML 1.1 takes for octal; write the number without that 0")
         if not self.is_number or not math.isfinite(number := float(self.text())):
             self.fail(f"{self.path} is a finite number")
         if abs(number) > bound:

@@ -14,7 +14,7 @@ import torch
 
 from patchbay.architecture import TensorSpec
 from patchbay.delta import Delta, NeuronStatistics
-from patchbay.merge.stack import Base, difference_of, is_sampled
+from patchbay.merge.stack import Base, difference_of, is_sampled, largest_loss
 
 BLOCK = 1 << 18  # entries of one term that are looked at together: a core's cache holds them with a few others
 
@@ -42,8 +42,8 @@ class Matrix:
 
     @property
     def sigma(self) -> float:
-        """The largest share of its L1 mass that any term lost when it was pruned."""
-        return max(delta.manifest.statistics.sigma for delta in self.deltas)
+        """`largest_loss` of the terms."""
+        return largest_loss(self.deltas)
 
     @property
     def num_neurons(self) -> int:

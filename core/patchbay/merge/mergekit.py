@@ -15,13 +15,15 @@ from pydantic import ValidationError
 
 from patchbay.errors import InvalidRecipe
 from patchbay.merge.document import Node, load
+from patchbay.merge.document_rules import reached, read_rules
 from patchbay.merge.method import PRESET, Method
 from patchbay.merge.methods import find_method
 from patchbay.merge.recipe import MAX_WEIGHT, NAME, VERSION, WEIGHT, Recipe, Scalar, valid_scalar
-from patchbay.merge.rules import EVERY, MAX_GRADIENT, MAX_RULES
+from patchbay.merge.rules import EVERY, MAX_RULES
 from patchbay.merge.settings import OF_TERMS
 
 DTYPES = ("float32", "bfloat16", "float16")
+BASE = "base"  # the resident base, by a name that no delta has
 MERGEKIT = "mergekit"  # the preset under which a method gives mergekit's results
 
 _REFUSED: Mapping[str, str] = {
@@ -35,6 +37,7 @@ _WEIGHTED = frozenset({"linear", "task_arithmetic", "ties", "dare_linear", "dare
     {"breadcrumbs", "breadcrumbs_ties", "della", "della_linear"}
 )
 _UNWEIGHTED = frozenset({"slerp", "model_stock", "sce"})
+_THE_BASE = f"; the base itself is 'model: {BASE}'"
 _SCALED = _WEIGHTED - {"linear", "nuslerp"}  # those that have a lambda
 _BASE_IS_NO_MODEL = _SCALED | {"nuslerp", "model_stock", "sce"}  # and that need one
 
@@ -106,9 +109,13 @@ class _Merge:
         return self.method.name
 
     def content(self) -> dict[str, Any]:
-        terms = [self._term(name, entry) for name, entry in self._models()]
+        models = self._models()
+        terms = [self._term(name, entry) for name, entry in models]
+        method = "linear" if self._is_mean() else self.name
+        if self.name == "linear" and BASE in dict(models):
+            method, terms = "task_arithmetic", self._beside_base(terms, [entry for _, entry in models])
         return {
-            "method": "linear" if self._is_mean() else self.name,
+            "method": method,
             "terms": terms,
             "scale": self._scale(),
             "params": self._params(),
@@ -129,7 +136,7 @@ class _Merge:
     # models
 
     def _models(self) -> list[tuple[str, Node]]:
-        """Names of deltas and their entries; the base is none of them, but in slerp, which starts from it."""
+        """Names of deltas and their entries; the base is among them in slerp, which starts from it, and in linear."""
         entries = [(entry.mapping(("model", "parameters")), entry) for entry in self.fields["models"].items()]
         for fields, entry in entries:
             if "model" not in fields:
@@ -140,18 +147,26 @@ class _Merge:
         found = []
         for fields, entry in entries:
             if base is None or fields["model"].text() != base.text():
-                found.append((_delta(fields["model"]), entry))
+                found.append((self._delta(fields["model"]), entry))
+            elif self.name == "linear":
+                found.append((BASE, entry))
             elif "parameters" in fields:
                 entry.fail("the base has no weight and no parameters here; leave them out")
+        if base is not None and self.name == "linear" and all(name != BASE for name, _ in found):
+            found.append(self._unlisted(base))
         return found
 
     def _base(self) -> Node | None:
         base = self.fields.get("base_model")
         if base is None and self.name in _BASE_IS_NO_MODEL | {"slerp"}:
             self.fields["merge_method"].fail(f"{self.name} needs a base_model")
-        if base is not None and self.name == "linear":
-            base.fail("linear counts base_model as one of the models; leave it out")
         return base
+
+    def _unlisted(self, base: Node) -> tuple[str, Node]:
+        """mergekit adds it to the models, where only the weight of all is its own."""
+        if WEIGHT not in self.given:
+            base.fail("linear counts base_model as one of the models: list it with a weight, or leave it out")
+        return BASE, base
 
     def _from_base(self, models: list[tuple[Node, Node]], base: Node | None) -> list[tuple[str, Node]]:
         """slerp's base_model is the fine-tune at t = 0."""
@@ -159,7 +174,16 @@ class _Merge:
         names = {model.text() for model, _ in models}
         listed = models if base.text() in names else [(base, base), *models]
         ordered = sorted(listed, key=lambda pair: pair[0].text() != base.text())
-        return [(_delta(model), entry) for model, entry in ordered]
+        return [(self._delta(model), entry) for model, entry in ordered]
+
+    def _delta(self, node: Node) -> str:
+        name = node.text()
+        if not re.fullmatch(f"{NAME}(@{VERSION})?", name):
+            node.fail(
+                f"{name[:200]!r} is no delta's name: compress and upload that model, and write the delta's name here, "
+                f"as in 'model: math' or 'model: math@3'{_THE_BASE if self.name == 'linear' else ''}"
+            )
+        return name
 
     def _term(self, name: str, entry: Node) -> dict[str, Any]:
         given = entry.mapping().get("parameters") if isinstance(entry.content, dict) else None
@@ -184,14 +208,33 @@ class _Merge:
         shared = self.given.get(key)
         if shared is not None and key != WEIGHT and shared.is_number:
             shared = None
-        found = [_rules(node, bound) for node in (own, shared) if node is not None]
+        found = [read_rules(node, bound) for node in (own, shared) if node is not None]
         if not found:
             return None
-        rules = _reached([rule for part in found for rule in part])
+        rules = reached([rule for part in found for rule in part])
         if len(rules) > MAX_RULES:
             (own or shared or self.fields["models"]).fail(f"{key} has at most {MAX_RULES} values with filters")
         first = rules[0]
         return first["value"] if first.keys() == {"value"} and isinstance(first["value"], float) else rules
+
+    def _beside_base(self, terms: list[dict[str, Any]], entries: list[Node]) -> list[dict[str, Any]]:
+        """Of a mean that counts the base the deltas, as a sum: theta_0 + sum_t (w_t / w) tau_t, w = w_0 + sum_t w_t."""
+        for term, entry in zip(terms, entries, strict=True):
+            if term["params"]:
+                entry.fail(
+                    f"a mean that counts the base takes one weight for all tensors, and {term['delta']}'s varies: "
+                    "leave the base out, or write task_arithmetic, with each weight divided by the sum of all"
+                )
+        deltas = [term for term in terms if term["delta"] != BASE]
+        if len(deltas) < len(terms) - 1:
+            self.fields["models"].fail("the base is listed twice; list it once, with one weight")
+        total = sum(term["weight"] for term in terms)
+        if not total or any(abs(term["weight"]) > MAX_WEIGHT * abs(total) for term in deltas):
+            self.fields["models"].fail(
+                f"the weights of this mean sum to {total:g}, and it divides by that: no model may weigh more than "
+                f"{MAX_WEIGHT:g} times as much as all together"
+            )
+        return [{**term, "weight": term["weight"] / total} for term in deltas]
 
     # what holds for the whole merge
 
@@ -238,44 +281,3 @@ def _word(node: Node) -> Scalar:
         return valid_scalar(node.text())
     except ValueError as error:
         node.fail(f"{node.path}: {error}")
-
-
-def _delta(node: Node) -> str:
-    name = node.text()
-    if not re.fullmatch(f"{NAME}(@{VERSION})?", name):
-        node.fail(
-            f"{name[:200]!r} is no delta's name: compress and upload that model, and write the delta's name here, "
-            "as in 'model: math' or 'model: math@3'"
-        )
-    return name
-
-
-def _rules(node: Node, bound: float) -> list[dict[str, Any]]:
-    """`.5`, `[0, .5, 1]`, `{filter: mlp, value: .5}`, or a list of such mappings."""
-    if isinstance(node.content, dict):
-        return [_rule(node, bound)]
-    if isinstance(node.content, list) and any(isinstance(item.content, dict) for item in node.content):
-        return [_rule(item, bound) for item in node.content]
-    return [{"value": _value(node, bound)}]
-
-
-def _rule(node: Node, bound: float) -> dict[str, Any]:
-    fields = node.mapping(("filter", "value"))
-    if "value" not in fields:
-        node.fail("a filter has a value")
-    rule = {"value": _value(fields["value"], bound)}
-    return rule | {"filter": fields["filter"].text()} if "filter" in fields else rule
-
-
-def _value(node: Node, bound: float) -> float | list[float]:
-    if not isinstance(node.content, list):
-        return node.number(bound)
-    if not 1 <= len(node.content) <= MAX_GRADIENT:
-        node.fail(f"a gradient has 1 to {MAX_GRADIENT} numbers")
-    return [item.number(bound) for item in node.content]
-
-
-def _reached(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what stands behind a rule for all tensors."""
-    last = next((n for n, rule in enumerate(rules) if rule.get("filter", EVERY) == EVERY), len(rules))
-    return rules[: last + 1]

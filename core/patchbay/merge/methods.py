@@ -6,6 +6,7 @@ A new method is a pure function in a file of its own and a row here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from patchbay.errors import UnknownMethod
 from patchbay.merge.breadcrumbs import breadcrumbs, breadcrumbs_ties
@@ -33,7 +34,9 @@ _AS_MERGEKIT: Mapping[str, Scalar] = {"tie": "positive", "divisor": "weights"}
 _AS_PEFT: Mapping[str, Scalar] = {"sign": "unweighted", "tie": "positive", "divisor": "count"}
 _AS_TIES_PAPER: Mapping[str, Scalar] = {"sign": "unweighted", "tie": "majority", "divisor": "count"}
 
-METHODS: Mapping[str, Method] = {
+AUTO = "auto"
+BEST = "tsv_m"  # on average over tasks and sources, without tuning: benchmarks/README.md
+_ROWS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method(
@@ -265,8 +268,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+METHODS: Mapping[str, Method] = {**_ROWS, AUTO: replace(_ROWS[BEST], name=AUTO, title=f"the best on average: {BEST}")}
+
+
 def find_method(name: str) -> Method:
-    """Raises UnknownMethod, which lists the methods there are."""
+    """The method of that name; for `auto` the one that it stands for, so that a recipe says what it means.
+
+    Raises UnknownMethod, which lists the methods there are.
+    """
     if name not in METHODS:
         raise UnknownMethod(f"there is no method {name!r}; the methods are {', '.join(METHODS)}", param="method")
-    return METHODS[name]
+    return METHODS[BEST if name == AUTO else name]

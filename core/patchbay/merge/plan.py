@@ -7,6 +7,7 @@ Knows nothing of names in a store, of models and of how it is executed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,8 @@ from patchbay.merge.recipe import CanonicalRecipe
 from patchbay.merge.settings import Settings
 from patchbay.merge.stack import Base, Params, Stacks
 
+# Eigenvalues and sums over positions keep one core busy each, and a vocabulary is about half of the work.
+WORKERS = 2
 __all__ = ["MatrixPlan", "MergePlan", "build_plan", "check_same_base", "merge_copied"]
 
 
@@ -122,16 +125,21 @@ def _by_rows(
     base: Base,
 ) -> MergePlan:
     stacks = Stacks.of(deltas, settings, base)
-    matrices: dict[str, MatrixPlan] = {}
+
+    def plan_of(name: str) -> MatrixPlan:
+        return _scaled(plan(Matrix(name, deltas, settings.weights_in(name), base), params), recipe.scale)
+
+    names = sorted(
+        (name for name in stacks.names if base.specs[name].is_matrix), key=lambda name: -base.specs[name].numel
+    )
+    with ThreadPoolExecutor(WORKERS) as workers:
+        matrices = dict(zip(names, workers.map(plan_of, names), strict=True))
     vectors: dict[str, torch.Tensor] = {}
     for name in stacks.names:
-        if base.specs[name].is_matrix:
-            matrices[name] = _scaled(plan(Matrix(name, deltas, settings.weights_in(name), base), params), recipe.scale)
-        elif method.vector is not None:
+        if name not in matrices and method.vector is not None:
             vectors[name] = recipe.scale * method.vector(stacks.read(name), params)
-        else:
-            scaled = _scaled(plan(Matrix(name, deltas, settings.weights_in(name), base), params), recipe.scale)
-            vectors[name] = _multiplied_out(scaled, stacks.read(name).differences, base.stored(name).float())
+        elif name not in matrices:
+            vectors[name] = _multiplied_out(plan_of(name), stacks.read(name).differences, base.stored(name).float())
     return _plan(recipe, deltas, matrices, vectors)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -51,11 +52,22 @@ def _content(file: Path) -> str:
 
 def _from_json(text: str) -> Recipe:
     try:
-        return Recipe.model_validate_json(text)
+        return Recipe.model_validate(json.loads(text, object_pairs_hook=_distinct))
+    except json.JSONDecodeError as error:
+        raise InvalidRecipe(f"the file is not JSON: {error}", param="recipe") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:300] for part in first["loc"]) or "recipe"
         raise InvalidRecipe(f"{place}: {first['msg'][:500]}", param=place) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is given twice json would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1)
+        raise InvalidRecipe(f"{twice[:300]!r} is given twice in one object; keep one", param="recipe")
+    return found
 
 
 def _from_yaml(text: str) -> Written:

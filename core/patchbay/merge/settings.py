@@ -12,21 +12,34 @@ from dataclasses import dataclass, field
 import torch
 
 from patchbay.errors import InvalidRecipe
-from patchbay.merge.recipe import WEIGHT, CanonicalRecipe
-from patchbay.merge.rules import CanonicalRule
+from patchbay.merge.recipe import WEIGHT, CanonicalRecipe, Term
+from patchbay.merge.rules import CanonicalRule, canonical_rules
 
-# What methods look up term by term (`Stack.each`). Their other parameters are one for the whole merge.
+# What methods look up term by term (`Stack.each`): shares, from 0 to 1. Their other parameters are one for all.
 OF_TERMS = frozenset({"density", "gamma", "epsilon"})
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.([0-9]+)\.")
 
 
-def check_keys(method: str, known: Collection[str], keys: Iterable[str]) -> None:
-    """Raises InvalidRecipe for what terms of a method with the parameters `known` cannot set for themselves."""
+def check_term(method: str, known: Collection[str], term: Term) -> None:
+    """Raises InvalidRecipe, which names the term, for what it cannot set for itself, and for a share that is none."""
+    who = f"term {term.delta!r}: "
+    check_keys(method, known, term.params, who)
+    for key in sorted(OF_TERMS & term.params.keys()):
+        for value in (number for _, values in canonical_rules(term.params[key]) for number in values):
+            if not 0 <= value <= 1:
+                raise InvalidRecipe(f"{who}{key} is from 0 to 1, not {value:g}", param=f"params.{key}")
+
+
+def check_keys(method: str, known: Collection[str], keys: Iterable[str], who: str = "") -> None:
+    """Raises InvalidRecipe for what terms of a method with the parameters `known` cannot set for themselves.
+
+    `who` goes before the message.
+    """
     takes = sorted(OF_TERMS & set(known)) + [WEIGHT]
     for key in keys:
         if key not in takes:
             raise InvalidRecipe(
-                f"terms of {method} have no parameter {key!r} of their own; they may set: {', '.join(takes)}",
+                f"{who}terms of {method} have no parameter {key!r} of their own; they may set: {', '.join(takes)}",
                 param="terms",
             )
 

@@ -33,9 +33,8 @@ class Base(Protocol):
 class Stack:
     """One tensor: its fp32 difference in every term, [T, *shape], and the terms' weights, fp32 [T].
 
-    A term that does not change the tensor has zeros. `read_base` gives the base's, fp32 [shape]. `sigma`: the largest
-    share of its L1 mass that any term lost when it was pruned. `settings`: parameters that terms have of their own,
-    fp32 [T] each.
+    A term that does not change the tensor has zeros. `read_base` gives the base's, fp32 [shape]. `sigma`:
+    `largest_loss` of the terms. `settings`: parameters that terms have of their own, fp32 [T] each.
     """
 
     name: str
@@ -85,13 +84,20 @@ class Stacks:
             return Stack(name, differences, weights, base.specs[name], lambda: base.stored(name).float(), sigma, own)
 
         names = sorted({name for delta in deltas for name in (*delta.matrices, *delta.factors, *delta.vectors)})
-        sigma = max(delta.manifest.statistics.sigma for delta in deltas)
+        sigma = largest_loss(deltas)
         return cls(tuple(names), read, any(map(is_sampled, deltas)))
 
 
 def difference_of(delta: Delta, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """fp32, zeros where the delta does not change the tensor."""
     return delta.difference(name).reshape(shape) if name in delta else torch.zeros(shape)
+
+
+def largest_loss(deltas: Sequence[Delta]) -> float:
+    """The largest share of its L1 mass that pruning took from any term. None of what was pruned at random counts: there
+    kept entries stand for the others, and are as large as measuring the outputs, or a rule, found best.
+    """
+    return max((delta.manifest.statistics.sigma for delta in deltas if not is_sampled(delta)), default=0.0)
 
 
 def is_sampled(delta: Delta) -> bool:

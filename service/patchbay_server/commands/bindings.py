@@ -34,6 +34,8 @@ def bound_paths(texts: Sequence[str] | None) -> dict[str, Path]:
         if not equals or not path:
             raise InvalidRecipe(f"--delta {text!r} is not NAME=PATH", param="delta")
         _check_name(name)
+        if name == "base":  # what a mergekit document calls the base
+            raise InvalidName(f"--delta {text!r}: that is the base's own name; choose another", param="delta")
         if name in paths:
             raise InvalidRecipe(f"--delta names {name!r} twice: give each name one path", param="delta")
         paths[name] = Path(path).expanduser()

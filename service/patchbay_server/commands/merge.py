@@ -41,6 +41,14 @@ def merge(
         ),
     ],
     delta: BindingOption = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Whose classification head travels, where several terms bring one.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Of the weights that are written.", show_default="the document's, or else the base's"),
@@ -60,7 +68,8 @@ def merge(
     check_free(out, is_file=out.suffix == SUFFIX)
     paths, read = bound_paths(delta), read_recipe(recipe)
     with progress("merge") as update:
-        model = open_merge(base, read.recipe, paths, dtype=_torch_dtype(dtype) or read.dtype, on_progress=update)
+        written = _torch_dtype(dtype) or read.dtype
+        model = open_merge(base, read.recipe, paths, head=head, dtype=written, on_progress=update)
         report = write_merge(model, out, update)
     if as_json:
         print_json(report.to_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from dataclasses import asdict
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchbay.errors import InputError, InvalidRecipe
+from patchbay.errors import InvalidRecipe
 from patchbay_server.commands.options import BaseOption, JsonOption
 from patchbay_server.commands.output import listing, open_console, print_json, progress
+from patchbay_server.commands.plots import check_plot
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.jobs.inputs import check_retained
 
@@ -58,7 +58,7 @@ def transfer(
     chosen = parse_scales(scales)
     check_retained(retained, retained_labels)
     if plot is not None:
-        _check_plot(plot)
+        check_plot(plot)
     from patchbay.compress.calibration import Calibration
     from patchbay.compress.transfer import transfer as sweep
 
@@ -91,16 +91,6 @@ def parse_scales(text: str) -> list[float]:
     if len(numbers) > MAX_SCALES:
         raise InvalidRecipe(f"{text!r} gives more than {MAX_SCALES} scales", param="scales")
     return [float(number) for number in numbers]
-
-
-def _check_plot(plot: Path) -> None:
-    """Before the sweep, which takes minutes."""
-    if plot.suffix.lower() != ".png":
-        raise InputError(f"{plot} does not end in .png, which is what is drawn", param="plot")
-    if not plot.parent.is_dir():
-        raise InputError(f"there is no folder {plot.parent} to write the plot into", param="plot")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('--plot needs matplotlib: pip install "patchbay[demo]"', param="plot")
 
 
 def _draw(curve: Curve, file: Path) -> None:

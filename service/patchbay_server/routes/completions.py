@@ -13,13 +13,14 @@ from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
 from patchbay.models.generation import Completion, SamplingParams
+from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
 from patchbay_server.routes.items import check_path
 from patchbay_server.schemas import CompletionsRequest
 from patchbay_server.threads import run_inference
 
-router = APIRouter(prefix="/v1/completions", tags=["inference"])
+router = APIRouter(prefix="/v1/completions", tags=["inference"], route_class=JsonRoute)
 _NEUTRAL_ONLY = (
     "stream",
     "n",

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from patchbay.errors import NotFound
 from patchbay.store.base import owned_by
 from patchbay.store.hub import Hub
+from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import check_blobs, check_model
@@ -16,7 +17,7 @@ from patchbay_server.jobs.handlers import COMPRESSION, make_options
 from patchbay_server.routes.jobs import SubmitterDep
 from patchbay_server.schemas import CompressionRequest
 
-router = APIRouter(prefix="/v1/compressions", tags=["jobs"])
+router = APIRouter(prefix="/v1/compressions", tags=["jobs"], route_class=JsonRoute)
 
 
 @router.post("", status_code=202, responses={200: {"description": "The job that this Idempotency-Key has made."}})

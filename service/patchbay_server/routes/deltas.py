@@ -17,12 +17,13 @@ from patchbay.engine.engine import Engine
 from patchbay.errors import DeltaTooLarge, NotFound
 from patchbay.models.heads import check_head
 from patchbay.store.hub import Upload
+from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.records import summarise, to_json
 from patchbay_server.schemas import CurrentRequest
 from patchbay_server.uses import check_unused
 
-router = APIRouter(prefix="/v1/deltas", tags=["deltas"])
+router = APIRouter(prefix="/v1/deltas", tags=["deltas"], route_class=JsonRoute)
 # Checking decodes the whole delta: two at a time bound the memory that uploads can take.
 _checks = anyio.CapacityLimiter(2)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")

@@ -9,12 +9,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
+from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.routes.items import check_path, to_inputs
 from patchbay_server.schemas import ClassifyRequest
 from patchbay_server.threads import run_inference
 
-router = APIRouter(prefix="/v1/classify", tags=["inference"])
+router = APIRouter(prefix="/v1/classify", tags=["inference"], route_class=JsonRoute)
 
 
 @router.post("")

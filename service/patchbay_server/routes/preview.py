@@ -7,10 +7,11 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, ResolverDep
 from patchbay_server.schemas import PreviewRequest
 
-router = APIRouter(prefix="/v1/merges:preview", tags=["merges"])
+router = APIRouter(prefix="/v1/merges:preview", tags=["merges"], route_class=JsonRoute)
 
 
 @router.post("")

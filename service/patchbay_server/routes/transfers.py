@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import check_blobs
@@ -15,7 +16,7 @@ from patchbay_server.routes.deltas import split
 from patchbay_server.routes.jobs import SubmitterDep
 from patchbay_server.schemas import TransferRequest
 
-router = APIRouter(prefix="/v1/transfers", tags=["jobs"])
+router = APIRouter(prefix="/v1/transfers", tags=["jobs"], route_class=JsonRoute)
 BLOBS = ("calibration", "labels", "retained", "retained_labels")
 
 

@@ -75,6 +75,7 @@ def test_weights_alone(cli: Cli, base: Path, delta: Path, tmp_path: Path) -> Non
         ("x", ["--delta", "x={encoder}"], "finetune_mismatch", "base"),
         ("a", ["--delta", "a={text}"], "invalid_recipe", "twice"),
         ("a", ["--delta", "a"], "invalid_recipe", "NAME=PATH"),
+        ("a", ["--delta", "base=a"], "invalid_name", "the base's own name"),
         ("a", ["--delta", "A=x"], "invalid_name", "A"),
         ("none.json", [], "os_error", "none.json"),
         ("none.yaml", [], "os_error", "none.yaml"),
@@ -120,6 +121,20 @@ def test_heads(cli: Cli, model_folder: ModelFolder, tmp_path: Path) -> None:
     one, two = model_folder("bert_classifier", seed=5), model_folder("bert_classifier", seed=6)
     common = ["--base", base, "--delta", f"a={one}", "--delta", f"b={two}", "--out", out]
     result = cli("merge", "a + b", *common)
-    assert result.exit_code == 2 and "head=a" in result.stderr and not out.exists()
+    assert result.exit_code == 2 and "--head a" in result.stderr and not out.exists()
     assert report_of(cli, "task_arithmetic(a, b; head=b)", *common)["head"] == "b"
     assert torch.equal(pico.weights(out)["classifier.weight"], pico.weights(two)["classifier.weight"])
+    result = cli("merge", "a + b", *common[:-1], tmp_path / "other", "--head", "c")
+    assert result.exit_code == 2 and "'c' is not among" in result.stderr
+    report = report_of(cli, "0.6*a + 0.4*b", *common[:-1], tmp_path / "other", "--head", "b")
+    assert (report["head"], report["recipe"]) == ("b", "0.6*a + 0.4*b")
+    assert torch.equal(pico.weights(tmp_path / "other")["classifier.weight"], pico.weights(two)["classifier.weight"])
+
+
+def test_the_head_of_a_document(cli: Cli, model_folder: ModelFolder, tmp_path: Path) -> None:
+    """mergekit's YAML has no word for it."""
+    one, two = model_folder("bert_classifier", seed=5), model_folder("bert_classifier", seed=6)
+    document = tmp_path / "recipe.yaml"
+    document.write_text("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n")
+    common = ["--base", model_folder("bert_encoder"), "--delta", f"a={one}", "--delta", f"b={two}"]
+    assert report_of(cli, document, *common, "--out", tmp_path / "out", "--head", "a")["head"] == "a"

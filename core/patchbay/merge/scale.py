@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from patchbay.merge import MatrixPlan, Merged
+from patchbay.merge.matrix import MatrixPlan
+from patchbay.merge.merged import Merged
 
 LEAST, MOST = 0.1, 2.0
 COARSE = (0.125, 0.25, 0.5, 1.0, 2.0)

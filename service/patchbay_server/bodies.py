@@ -1,0 +1,52 @@
+"""JSON bodies, read strictly: of a key that is given twice Python would take the last. Knows no route and no field."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ClassVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+JSON = "application/json"
+MAX_SHOWN = 100
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def content_type(request: Request) -> str:
+    """`application/json`, without parameters; empty where the request has none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_json(kind: str) -> bool:
+    return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, if it has one, is JSON. `accepts` is what the refusal of another content type lists."""
+
+    accepts: ClassVar[tuple[str, ...]] = (JSON,)
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        return json.loads(await self.body(), object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises JSONDecodeError, the one failure of a body that FastAPI hands on."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise json.JSONDecodeError(f"{key[:MAX_SHOWN]!r} is given twice in one object; keep one", "", 0)
+    return found
