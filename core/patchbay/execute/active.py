@@ -1,0 +1,108 @@
+"""A merge made ready to run beside others: kernels for its deltas, and merged values of what is no matrix.
+
+Knows nothing of batches and layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from patchbay.backbone import Backbone
+from patchbay.delta import Delta
+from patchbay.delta.delta import apply_difference
+from patchbay.execute.kernels import Kernel, compile_matrix
+from patchbay.execute.kernels.dense import Dense
+from patchbay.merge import MatrixPlan, MergePlan
+from patchbay.merge.parts import planned_difference, planned_tensor
+
+
+@dataclass(frozen=True)
+class CompiledDelta:
+    """The kernels of one delta's two-dimensional matrices, by name; `delta` is what they were made from."""
+
+    delta: Delta
+    kernels: Mapping[str, Kernel]
+
+    @classmethod
+    def of(cls, delta: Delta, backbone: Backbone) -> CompiledDelta:
+        specs = {name: backbone.specs[name] for name in (*delta.matrices, *delta.factors, *delta.vectors)}
+        kernels = {
+            name: compile_matrix(delta, name, spec, backbone.device)
+            for name, spec in specs.items()
+            if spec.is_matrix and len(spec.shape) == 2
+        }
+        return cls(delta, kernels)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Of the kernels alone."""
+        return sum(kernel.num_bytes for kernel in self.kernels.values())
+
+
+@dataclass(frozen=True)
+class ActivePlan:
+    """One recipe's plan with what its coefficients are for, in their order."""
+
+    plan: MergePlan
+    deltas: tuple[CompiledDelta, ...]
+    backbone: Backbone
+
+    def changes(self, name: str) -> bool:
+        return name in self.plan.matrices or name in self.plan.vectors or name in self.plan.copied
+
+    @cached_property
+    def _whole(self) -> Mapping[str, CompiledDelta]:
+        """Matrices whose merged difference the plan itself holds, each as a delta of its own."""
+        found: dict[str, CompiledDelta] = {}
+        for name, difference in self.plan.vectors.items():
+            spec = self.backbone.specs[name]
+            if spec.is_matrix and len(spec.shape) == 2:
+                whole = difference.T.contiguous() if spec.neuron_axis else difference
+                found[name] = CompiledDelta(self.deltas[0].delta, {name: Dense(whole.to(self.backbone.device))})
+        return found
+
+    def terms(self, name: str) -> list[tuple[CompiledDelta, torch.Tensor]]:
+        """The deltas that change a matrix, each with its coefficients [out] or [1], on the backbone's device."""
+        if name in self._whole:
+            return [(self._whole[name], torch.ones(1, device=self.backbone.device))]
+        if name not in self.plan.matrices:
+            return []
+        rows = self.plan.matrices[name].coefficients.to(self.backbone.device)
+        return [(delta, row) for delta, row in zip(self.deltas, rows, strict=True) if name in delta.kernels]
+
+    def base_scale(self, name: str) -> torch.Tensor | None:
+        """[out] or [1]; None where it is 1."""
+        matrix = self.plan.matrices.get(name)
+        if matrix is None or bool((matrix.base_scale == 1).all()):
+            return None
+        return matrix.base_scale.to(self.backbone.device)
+
+    def merged(self, name: str) -> torch.Tensor:
+        """The whole tensor under this plan, as a patch would write it, but for bits that only a patch restores."""
+        return _merged(self.backbone, name, self.plan, [delta.delta for delta in self.deltas])
+
+
+def _merged(backbone: Backbone, name: str, plan: MergePlan, deltas: Sequence[Delta]) -> torch.Tensor:
+    base = backbone.tensor(name)
+    if name in plan.vectors:
+        return apply_difference(base, plan.vectors[name].to(base.device), base.dtype)
+    if name in plan.copied:
+        return plan.copied[name].to(base)
+    if name not in plan.matrices:
+        return base
+    return _merged_matrix(name, plan.matrices[name], deltas, base, backbone.specs[name].neuron_axis or 0)
+
+
+def _merged_matrix(name: str, plan: MatrixPlan, deltas: Sequence[Delta], base: torch.Tensor, axis: int) -> torch.Tensor:
+    if not bool((plan.base_scale == 1).all()):
+        return planned_tensor(name, plan, deltas, base, axis, base.dtype)
+    positions, difference = planned_difference(name, plan, deltas, base, axis)
+    if positions is None:
+        return apply_difference(base, difference, base.dtype)
+    merged = base.clone()
+    merged.view(-1)[positions] = apply_difference(base.view(-1)[positions], difference, base.dtype)
+    return merged

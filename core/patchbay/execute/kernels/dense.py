@@ -1,0 +1,24 @@
+"""A difference that is stored whole. Also what the other kernels are tested against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """`difference`: fp32 [out, in]."""
+
+    difference: torch.Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.difference.nbytes
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float() @ self.difference.T
+
+    def rows(self, neurons: torch.Tensor) -> torch.Tensor:
+        return self.difference[neurons]
