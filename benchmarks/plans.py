@@ -30,6 +30,7 @@ from patchbay.merge.stack import difference_of
 
 FINGERPRINT = f"sha256:{'0' * 64}"
 ROWS = 1024  # whose SVDs are taken together
+SAMPLE = 512  # rows of a shape that are looped over
 Shape = tuple[int, int]
 
 
@@ -107,6 +108,35 @@ def _elected(rows: torch.Tensor) -> torch.Tensor:
     return elected.squeeze(1)
 
 
+def row_by_row(base: Drawn, deltas: Sequence[Delta]) -> float:
+    """Seconds of `published` with the published code's own loops, which split and put together one row after the other
+    around the decompositions: measured on SAMPLE rows of each shape, and counted for all.
+    """
+    total = 0.0
+    shapes: dict[Shape, list[str]] = {}
+    for name, spec in base.specs.items():
+        shapes.setdefault((spec.shape[0], spec.shape[1]), []).append(name)
+    for (rows, _), names in shapes.items():
+        sample = min(SAMPLE, rows)
+        weights = base.stored(names[0])[:sample]
+        taus = torch.stack([difference_of(d, names[0], base.specs[names[0]].shape)[:sample] for d in deltas], dim=1)
+        started = time.perf_counter()
+        _by_loops(weights, taus)
+        total += (time.perf_counter() - started) * len(names) * rows / sample
+    return total
+
+
+def _by_loops(weights: torch.Tensor, taus: torch.Tensor) -> None:
+    orthogonal = torch.empty_like(taus)
+    for row, (weight, each) in enumerate(zip(weights, taus, strict=True)):
+        along = each @ weight / weight.square().sum()
+        orthogonal[row] = each - along[:, None] * weight
+    directions = torch.linalg.svd(orthogonal, full_matrices=False)[2]
+    merged = torch.empty_like(weights)
+    for row, (each, basis) in enumerate(zip(orthogonal, directions, strict=True)):
+        merged[row] = elect_mean(each @ basis.T) @ basis
+
+
 def seconds(run: Callable[[], object], repetitions: int) -> list[float]:
     found = []
     for _ in range(repetitions):
@@ -133,6 +163,7 @@ def measure(name: str, terms: int, density: float, repetitions: int) -> dict[str
         "gram": cold,
         "warm": statistics.median(warm),
         "svd": seconds(lambda: published(base, deltas), 1),
+        "loops": row_by_row(base, deltas),
     }
 
 
@@ -142,7 +173,8 @@ def recipe_of(terms: int) -> CanonicalRecipe:
 
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
-    columns = ("model", "deltas", "density", "plan", "bound", "Gram s", "SVD s", "SVD / Gram", "warm ms")
+    timed = ("Gram s", "SVD s", "SVD / Gram", "row by row s", "rows / Gram", "warm ms")
+    columns = ("model", "deltas", "density", "plan", "bound", *timed)
     return markdown_table(columns, [_row(line) for line in lines])
 
 
@@ -151,7 +183,8 @@ def _row(line: Mapping[str, Any]) -> list[str]:
     spread = f"{gram:.2f} ({min(line['gram']):.2f}..{max(line['gram']):.2f})"
     size, bound = f"{line['bytes']:,}", f"{line['bound']:,}"
     counts = [line["model"], str(line["terms"]), f"{line['density']:g}", size, bound]
-    return [*counts, spread, f"{svd:.1f}", f"{svd / gram:.0f}", f"{1000 * line['warm']:.4f}"]
+    decomposed = [f"{svd:.1f}", f"{svd / gram:.0f}", f"{line['loops']:.1f}", f"{line['loops'] / gram:.0f}"]
+    return [*counts, spread, *decomposed, f"{1000 * line['warm']:.4f}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

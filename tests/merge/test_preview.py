@@ -100,3 +100,14 @@ def test_sampled_deltas_are_warned_of_where_sizes_are_compared(
     (warning,) = warnings_of(METHODS["ties"], [sampled])
     assert "thins at random" in warning
     assert warnings_of(METHODS["ties"], deltas[:1]) == warnings_of(METHODS["linear"], [sampled]) == ()
+
+
+def test_terms_below_the_density_where_a_method_fails(deltas: list[Delta]) -> None:
+    def at(density: float) -> Delta:
+        compression = deltas[0].manifest.compression.model_copy(update={"density": density})
+        return replace(deltas[0], manifest=deltas[0].manifest.model_copy(update={"compression": compression}))
+
+    (warning,) = warnings_of(METHODS["dare_linear"], [at(0.2), at(0.011), at(0.02)])
+    assert "below 0.05" in warning and "2 of 3" in warning and "0.011" in warning
+    assert warnings_of(METHODS["dare_linear"], [at(0.05), at(1.0)]) == ()
+    assert warnings_of(METHODS["tsv_m"], [at(0.001)]) == warnings_of(METHODS["neuromerging"], [at(0.001)]) == ()

@@ -31,9 +31,10 @@ class Method:
     `merge(stacks, params)`: the merged fp32 difference of every tensor, (name, difference) in order of names.
 
     `symmetric`: the order of terms does not matter. `is_weighted`: their weights do. `needs_magnitudes`: ranks or
-    compares entries by size, which sampled deltas do not carry. `num_terms`: least and most. `defaults` names every
-    parameter with its default, whose type is the parameter's type; `presets` are defaults under which another tool's or
-    the paper's results come out.
+    compares entries by size, which sampled deltas do not carry. `least_density`: of terms that are pruned further, the
+    merge is known to lose much of what it keeps of whole task vectors. `num_terms`: least and most. `defaults` names
+    every parameter with its default, whose type is the parameter's type; `presets` are defaults under which another
+    tool's or the paper's results come out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Method:
     symmetric: bool = True
     is_weighted: bool = True
     needs_magnitudes: bool = False
+    least_density: float = 0.0
     num_terms: tuple[int, int] = (1, MAX_TERMS)
     defaults: Mapping[str, Scalar] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)

@@ -74,6 +74,13 @@ def warnings_of(method: Method, deltas: Sequence[Delta]) -> tuple[str, ...]:
             f"{method.name} chooses entries by size, which deltas that were pruned at random do not carry: "
             "it thins at random instead"
         )
+    thin = [delta for delta in deltas if delta.manifest.compression.density < method.least_density]
+    if thin:
+        least = min(delta.manifest.compression.density for delta in thin)
+        found.append(
+            f"{method.name} keeps little of terms that were pruned to a density below {method.least_density:g}, and "
+            f"{len(thin)} of {len(deltas)} were (the lowest is {least:.2g}): tsv_m or neuromerging keep more"
+        )
     return tuple(found)
 
 
