@@ -36,8 +36,8 @@ def test_numerical_rank() -> None:
 
 def test_leading() -> None:
     matrix = torch.diag(torch.tensor([1.0, 3.0, 2.0])).double()
-    assert decompose(matrix).leading(2).to_dense().round(decimals=9).diagonal().tolist() == [0.0, 3.0, 2.0]
-    assert len(decompose(matrix).leading(7).sizes) == 3
+    assert decompose(matrix, 2).to_dense().round(decimals=9).diagonal().tolist() == [0.0, 3.0, 2.0]
+    assert len(decompose(matrix, 7).sizes) == 3
 
 
 @given(matrices(max_terms=1))

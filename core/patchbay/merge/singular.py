@@ -21,24 +21,20 @@ class Decomposed(NamedTuple):
     sizes: torch.Tensor
     right: torch.Tensor
 
-    def leading(self, count: int) -> Decomposed:
-        """The `count` largest, or as many as there are."""
-        return Decomposed(self.left[:, :count], self.sizes[:count], self.right[:, :count])
-
     def to_dense(self) -> torch.Tensor:
         return (self.left * self.sizes) @ self.right.T
 
 
-def decompose(matrix: torch.Tensor, largest: float = 0.0) -> Decomposed:
-    """Of a float64 matrix [m, n]; r is its numerical rank, at most min(m, n).
+def decompose(matrix: torch.Tensor, leading: int | None = None, largest: float = 0.0) -> Decomposed:
+    """Of a float64 matrix [m, n]; r is its numerical rank, at most min(m, n), or the `leading` triplets of it.
 
     `largest`: the size that others are negligible beside, where it is above the matrix's own. What is left of a
     projection is rounding where it is small beside what was projected.
     """
     if matrix.shape[0] < matrix.shape[1]:
-        turned = decompose(matrix.T, largest)
+        turned = decompose(matrix.T, leading, largest)
         return Decomposed(turned.right, turned.sizes, turned.left)
-    _, directions = _eigen(matrix.T @ matrix, largest**2)
+    directions = _eigen(matrix.T @ matrix, largest**2)[1][:, :leading]
     images = matrix @ directions
     sizes = torch.linalg.vector_norm(images, dim=0)
     return Decomposed(images / sizes, sizes, directions)

@@ -27,7 +27,7 @@ def tsv_m(stacks: Stacks, params: Params) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _tsv_m(terms: torch.Tensor) -> torch.Tensor:
     rank = max(1, _short_side(terms) // len(terms))
-    parts = side_by_side([decompose(term).leading(rank) for term in terms])
+    parts = side_by_side([decompose(term, rank) for term in terms])
     return _with_orthogonal_sides(parts, parts.sizes)
 
 
@@ -58,10 +58,8 @@ def iso_cts(stacks: Stacks, params: Params) -> Iterator[tuple[str, torch.Tensor]
 def _iso_cts(terms: torch.Tensor, common_share: float) -> torch.Tensor:
     side = _short_side(terms)
     own = _directions_a_term(side, common_share, len(terms))
-    common = decompose(terms.sum(0)).leading(side - own * len(terms))
-    outside = [
-        decompose(term - common.left @ (common.left.T @ term), float(term.norm())).leading(own) for term in terms
-    ]
+    common = decompose(terms.sum(0), side - own * len(terms))
+    outside = [decompose(term - common.left @ (common.left.T @ term), own, float(term.norm())) for term in terms]
     parts = side_by_side([*outside, common])
     return _with_orthogonal_sides(parts, (parts.sizes.sum() / side).expand(len(parts.sizes)))
 
