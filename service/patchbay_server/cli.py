@@ -47,7 +47,7 @@ class Commands(TyperGroup):
             failure = explain(error)
             if sys.flags.dev_mode and failure.code == "internal_error":
                 raise
-            print(f"error: {printable(failure.message)}", file=sys.stderr)
+            print("error: " + "\n".join(map(printable, failure.message.split("\n"))), file=sys.stderr)
             if ctx.meta.get(JSON_KEY):
                 print_json(failure.to_dict())
             raise typer.Exit(failure.exit_code) from None

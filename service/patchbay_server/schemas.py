@@ -148,5 +148,5 @@ class TransferRequest(Body):
 class CurrentRequest(Body):
     """`expected` makes it a compare-and-set on the version that is current now."""
 
-    version: Annotated[int, Field(ge=1)]
-    expected: Annotated[int, Field(ge=1)] | None = None
+    version: Annotated[int, Field(ge=1, strict=True)]
+    expected: Annotated[int, Field(ge=1, strict=True)] | None = None

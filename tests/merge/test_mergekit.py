@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchbay.errors import InvalidRecipe, PatchbayError, UnknownMethod
-from patchbay.merge import METHODS, Recipe, find_method, mergekit, parse
+from patchbay.merge import METHODS, Recipe, mergekit, parse
 
 LAW = settings(deadline=None)  # a busy machine is no failure
 FULL = """\
@@ -79,7 +79,7 @@ def test_presets_are_mergekits(name: str) -> None:
     base = "" if name == "linear" else "a" if name == "slerp" else "org/base"
     weight = "" if name in ("slerp", "sce", "model_stock") else ", parameters: {weight: 1}"
     found = read(name, f"[{{model: a{weight}}}, {{model: b{weight}}}]", base_model=base)
-    assert found.method == find_method(name).name
+    assert found.method == name
     assert found.params == ({"preset": "mergekit"} if "mergekit" in METHODS[name].presets else {})
     METHODS[name].filled(found.params)
 

@@ -181,7 +181,9 @@ def open_merge(
     path, AmbiguousHead where several terms have a head and none is named, InvalidRecipe, UnknownMethod, and what
     `open_term` raises.
     """
-    recipe = named(recipe)
+    if head is not None and recipe.head not in (None, head):
+        raise InvalidRecipe(f"--head asks for {head!r} and the recipe for {recipe.head!r}", param="head")
+    recipe = named(recipe).model_copy(update={"head": head or recipe.head})
     for term in recipe.terms:
         if term.delta not in paths:
             given = f"; given are {', '.join(paths)}" if paths else ""
@@ -193,7 +195,7 @@ def open_merge(
     opened = [open_term(term.delta, paths[term.delta], folder, on_progress) for term in recipe.terms]
     canonical = settled(recipe, {term.name: term.digest for term in opened})
     by_digest = {term.digest: term for term in opened}
-    owner = _owner(opened, head or recipe.head, folder)
+    owner = _owner(opened, recipe.head, folder)
     return MergedModel(
         base=folder,
         recipe=recipe,

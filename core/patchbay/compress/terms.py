@@ -22,7 +22,7 @@ from patchbay.delta import Delta, DeltaFile, Manifest
 from patchbay.delta.fits import check_fits
 from patchbay.delta.lossless import ReadBase
 from patchbay.delta.manifest import Sparse, numel
-from patchbay.errors import InputError
+from patchbay.errors import DeltaError, InputError
 from patchbay.merge.offline import Source
 from patchbay.task_vector import TaskVector
 
@@ -79,7 +79,10 @@ def open_term(name: str, path: Path, base: BaseFolder, on_progress: Progress | N
         return _open_model(name, path, base, on_progress)
     if not path.is_file():
         raise InputError(f"{name!r}: there is no delta file and no model folder {str(path)!r}", param="delta")
-    return open_file(name, path, base.specs, base.checkpoint.fingerprint, base.stored)
+    try:
+        return open_file(name, path, base.specs, base.checkpoint.fingerprint, base.stored)
+    except DeltaError as error:
+        raise type(error)(f"{name!r}, {path}: {error.message}", param=error.param) from error
 
 
 def open_file(name: str, path: Path, specs: Mapping[str, TensorSpec], fingerprint: str, read_base: ReadBase) -> Opened:

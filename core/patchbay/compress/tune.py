@@ -20,7 +20,8 @@ from patchbay.compress.terms import BaseFolder, Opened, Progress, open_term
 from patchbay.delta import Delta
 from patchbay.errors import InvalidRecipe, NotFound
 from patchbay.execute.patch import Patcher
-from patchbay.merge import Merged, Recipe, build, named, settled
+from patchbay.merge import Merged, Recipe, build, find_method, named, settled
+from patchbay.merge.preview import warnings_of
 from patchbay.merge.recipe import Scalar
 from patchbay.merge.scale import COARSE, scaled, search_scale
 
@@ -46,10 +47,12 @@ class Tuned:
     recipe: Recipe
     best: Trial
     trials: tuple[Trial, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         recipe = self.recipe.describe() or self.recipe.model_dump(mode="json")
-        return {"recipe": recipe, "best": asdict(self.best), "trials": [asdict(trial) for trial in self.trials]}
+        trials = [asdict(trial) for trial in self.trials]
+        return {"recipe": recipe, "best": asdict(self.best), "trials": trials, "warnings": list(self.warnings)}
 
 
 def tune(
@@ -81,7 +84,10 @@ def tune(
     best = min(trials, key=lambda trial: trial.divergence)
     if not math.isfinite(best.divergence):
         raise InvalidRecipe("at no scale did the merged model answer with numbers", param="scale")
-    return Tuned(_with(recipe, best.params, best.scale), best, tuple(trials))
+    method = find_method(recipe.method)
+    return Tuned(
+        _with(recipe, best.params, best.scale), best, tuple(trials), warnings_of(method, list(bench.deltas.values()))
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from patchbay.errors import InvalidRecipe
 from patchbay.merge.document import Node, load
 from patchbay.merge.document_rules import reached, read_rules
 from patchbay.merge.method import PRESET, Method
-from patchbay.merge.methods import find_method
+from patchbay.merge.methods import AUTO, find_method
 from patchbay.merge.recipe import MAX_WEIGHT, NAME, VERSION, WEIGHT, Recipe, Scalar, valid_scalar
 from patchbay.merge.rules import EVERY, MAX_RULES
 from patchbay.merge.settings import OF_TERMS
@@ -38,6 +38,7 @@ _WEIGHTED = frozenset({"linear", "task_arithmetic", "ties", "dare_linear", "dare
 )
 _UNWEIGHTED = frozenset({"slerp", "model_stock", "sce"})
 _THE_BASE = f"; the base itself is 'model: {BASE}'"
+_MERGEKITS = _WEIGHTED | _UNWEIGHTED
 _SCALED = _WEIGHTED - {"linear", "nuslerp"}  # those that have a lambda
 _BASE_IS_NO_MODEL = _SCALED | {"nuslerp", "model_stock", "sce"}  # and that need one
 
@@ -115,7 +116,7 @@ class _Merge:
         if self.name == "linear" and BASE in dict(models):
             method, terms = "task_arithmetic", self._beside_base(terms, [entry for _, entry in models])
         return {
-            "method": method,
+            "method": AUTO if self.fields["merge_method"].text() == AUTO else method,
             "terms": terms,
             "scale": self._scale(),
             "params": self._params(),
@@ -129,9 +130,14 @@ class _Merge:
         return normalize is not None and self.name == "task_arithmetic" and normalize.flag()
 
     def _scale(self) -> float:
-        if "lambda" not in self.given or self.name not in _SCALED:
+        if "lambda" not in self.given or not self._has_lambda:
             return 1.0
         return self.given["lambda"].number(MAX_WEIGHT)
+
+    @property
+    def _has_lambda(self) -> bool:
+        """Of mergekit's methods some; of those that it has not, all that have no other parameter of that name."""
+        return self.name in _SCALED or (self.name not in _MERGEKITS and "lambda" not in self.method.defaults)
 
     # models
 
@@ -255,7 +261,7 @@ class _Merge:
     def _read_elsewhere(self) -> frozenset[str]:
         """What becomes another field of the recipe."""
         weights = self.of_terms & {WEIGHT}
-        lambdas = {"lambda"} if self.name in _SCALED else set()
+        lambdas = {"lambda"} if self._has_lambda else set()
         return frozenset(weights | lambdas | ({"normalize"} if self.name in ("linear", "task_arithmetic") else set()))
 
     def _param(self, key: str, node: Node) -> Scalar:

@@ -67,7 +67,9 @@ class Failure:
 def explain(error: BaseException) -> Failure:
     """The sentence and the exit code of whatever ended a command."""
     if isinstance(error, PatchbayError):
-        return Failure(" ".join(error.message.split()), error.code, _exit_code(error), error.param)
+        # An expression stands in lines of its own, with a caret under what is wrong.
+        text = error.message if isinstance(error, errors.InvalidExpression) else " ".join(error.message.split())
+        return Failure(text, error.code, _exit_code(error), error.param)
     if isinstance(error, OSError):
         exit_code = BAD_INPUT if isinstance(error, _WRONG_PATH) else FAILED
         return Failure(_os_message(error), "os_error", exit_code, _file_name(error))

@@ -78,20 +78,30 @@ def _files(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def _grid(texts: Sequence[str]) -> dict[str, list[Scalar]]:
+    from patchbay.merge.recipe import RESERVED_KEYS
+
     grid: dict[str, list[Scalar]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
-        if not equals or key in grid:
+        if not equals or not values or key in grid:
             raise InvalidRecipe(f"--grid {text!r} is not KEY=VALUE,VALUE... with each key once", param="grid")
+        if key in RESERVED_KEYS:
+            raise InvalidRecipe(
+                f"--grid {text!r}: {key} is no parameter of a method; scales are tried anyway", param="grid"
+            )
         grid[key] = [_scalar(key, value.strip()) for value in values.split(",")]
     return grid
 
 
 def _scalar(key: str, text: str) -> Scalar:
     """As in an expression: a number, true, false or a word."""
+    from patchbay.errors import InvalidExpression
     from patchbay.merge import parse
 
-    return parse(f"method(a; {key}={text})").params[key]
+    try:
+        return parse(f"method(a; {key}={text})").params[key]
+    except InvalidExpression as error:
+        raise InvalidRecipe(f"--grid {key}={text}: {text!r} is no number, true, false or word", param="grid") from error
 
 
 def _print(tuned: Tuned) -> None:
@@ -106,6 +116,10 @@ def _print(tuned: Tuned) -> None:
     for params, best in _best_by_params(tuned).items():
         if params:
             console.print(f"{params}: {best.divergence:.4g} at scale {best.scale:.3g}", soft_wrap=True)
+    for warning in tuned.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
+    if tuned.best.scale == max(trial.scale for trial in trials):
+        console.print("the best scale is the largest that is tried: larger weights may be better still", soft_wrap=True)
     console.print("\nKL(term || merge) on its own inputs, nats. Use:", soft_wrap=True)
     console.print(str(tuned.to_dict()["recipe"]), soft_wrap=True)
 

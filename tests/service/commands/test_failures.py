@@ -23,9 +23,10 @@ def test_exit_codes_of_the_library_errors(kind: type[errors.PatchbayError]) -> N
     assert failure.to_dict() == {"error": {"message": "why", "code": kind.code, "param": "x"}}
 
 
-def test_several_lines_become_one() -> None:
+def test_several_lines_become_one_but_for_an_expression_with_its_caret() -> None:
+    assert explain(errors.InputError("two\n  lines")).message == "two lines"
     error = errors.InvalidExpression("expected a name", "0.5 * + b", 6)
-    assert explain(error).message == "expected a name 0.5 * + b ^"
+    assert explain(error).message == "expected a name\n  0.5 * + b\n        ^"
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(401, 2), (404, 2), (422, 2), (500, 1), (503, 1), (507, 1)])

@@ -91,7 +91,7 @@ def test_bad_input(
     code: str,
     message: str,
 ) -> None:
-    """One sentence, and nothing is written."""
+    """One sentence, or an expression with a caret, and nothing is written."""
     text, encoder = tmp_path / "text", model_folder("llama")
     text.write_text("no delta")
     llama = pico.delta_file(encoder, pico.perturb(encoder, tmp_path / "tuned"), tmp_path / "other")
@@ -102,7 +102,7 @@ def test_bad_input(
     error = json.loads(result.stdout)["error"]
     assert error["code"] == code
     assert any(part in result.stderr for part in message.split("|")), result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert len(result.stderr.strip().splitlines()) == (3 if code == "invalid_expression" else 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -127,7 +127,7 @@ def test_heads(cli: Cli, model_folder: ModelFolder, tmp_path: Path) -> None:
     result = cli("merge", "a + b", *common[:-1], tmp_path / "other", "--head", "c")
     assert result.exit_code == 2 and "'c' is not among" in result.stderr
     report = report_of(cli, "0.6*a + 0.4*b", *common[:-1], tmp_path / "other", "--head", "b")
-    assert (report["head"], report["recipe"]) == ("b", "0.6*a + 0.4*b")
+    assert (report["head"], report["recipe"]) == ("b", "task_arithmetic(0.6*a, 0.4*b; head=b)")
     assert torch.equal(pico.weights(tmp_path / "other")["classifier.weight"], pico.weights(two)["classifier.weight"])
 
 

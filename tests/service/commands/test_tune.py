@@ -35,6 +35,12 @@ def test_json_and_a_plot(cli: Cli, common: list[object], tmp_path: Path) -> None
     assert {trial["params"]["lambda1"] for trial in report["trials"]} == {0, 0.5}
 
 
+def test_warnings_are_shown(cli: Cli, common: list[object]) -> None:
+    result = cli("tune", "dare_linear(a, b)", *common)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: " in result.stdout
+
+
 def test_a_table_and_the_recipe_to_use(cli: Cli, common: list[object]) -> None:
     result = cli("tune", "ties(a, b)", *common, "--grid", "sign=weighted,unweighted")
     assert result.exit_code == 0, result.stderr
@@ -50,6 +56,9 @@ def test_a_table_and_the_recipe_to_use(cli: Cli, common: list[object]) -> None:
         (["--calibration", "a"], "'a' is not NAME=FILE"),
         (["--calibration", "a=x"], "'a' has two calibration files"),
         (["--grid", "lambda1"], "'lambda1' is not KEY=VALUE"),
+        (["--grid", "lambda1="], "'lambda1=' is not KEY=VALUE"),
+        (["--grid", "lambda1=0,-"], "'-' is no number"),
+        (["--grid", "head=a,b"], "head is no parameter"),
         (["--grid", "Lambda=1"], "Lambda"),
         (["--grid", "scale=1,2"], "scale"),
         (["--plot", "curve.jpg"], "does not end in .png"),
