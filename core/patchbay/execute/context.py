@@ -18,6 +18,7 @@ from patchbay.errors import PatchInProgress
 from patchbay.execute.active import ActivePlan
 from patchbay.execute.kernels import Kernel
 
+Rows = slice | torch.Tensor
 _RUNNING: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 
@@ -36,7 +37,7 @@ class Work:
     """
 
     scale: torch.Tensor | None
-    terms: tuple[tuple[Kernel, torch.Tensor], ...]
+    terms: tuple[tuple[Kernel, Rows], ...]
     rows: torch.Tensor
     coefficients: torch.Tensor
 
@@ -111,10 +112,17 @@ class Batch:
         one = torch.ones(1, device=self.device)
         return Work(
             scale=_stacked([scales.get(row, one) for row in range(self.num_rows)]) if scales else None,
-            terms=tuple((kernel, self._index(rows)) for kernel, rows, _ in used.values()),
+            terms=tuple((kernel, self._place(rows)) for kernel, rows, _ in used.values()),
             rows=self._index([row for _, rows, _ in used.values() for row in rows]),
             coefficients=_stacked([each for _, _, found in used.values() for each in found]),
         )
+
+    def _place(self, rows: Sequence[int]) -> Rows:
+        """A slice costs a fifth of an index, and a small product is not much longer than that."""
+        first = rows[0]
+        if list(rows) == list(range(first, first + len(rows))):
+            return slice(first, first + len(rows))
+        return self._index(rows)
 
     def _index(self, rows: Sequence[int]) -> torch.Tensor:
         return torch.tensor(rows, device=self.device)

@@ -44,11 +44,12 @@ class Sparse:
         return self.starts.nbytes + self.columns.nbytes + self.values.nbytes
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 1:
-            return (self.matrix @ x[0].float())[None]
-        if len(x) <= FEW and not x.is_cuda:
-            return torch.stack([self.matrix @ row for row in x.float()])
-        return (self.matrix @ x.float().T).T
+        count, given = x.shape[0], x.float()
+        if count == 1:
+            return torch.mv(self.matrix, given[0])[None]
+        if count <= FEW and not x.is_cuda:
+            return torch.stack([torch.mv(self.matrix, row) for row in given])
+        return (self.matrix @ given.T).T
 
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
         starts = self.starts[neurons].long()
