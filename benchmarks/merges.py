@@ -28,7 +28,7 @@ from patchbay.merge.scale import scaled
 from patchbay.models.heads import delta_head
 
 BUILDS = 3
-LONG_BUILD = 20.0  # seconds: no merge that takes longer is built again
+LONG = 10.0  # seconds: a merge is not built again once its builds took as long together
 PLACE = "task"  # parameter of methods that make one delta a task: the task's place in the recipe
 
 
@@ -84,7 +84,7 @@ def built(members: tuple[Member, ...], method: str) -> Built:
     recipes = _recipes(method, deltas)
     seconds: list[float] = []
     merges: tuple[Merged, ...] = ()
-    while len(seconds) < BUILDS and max(seconds, default=0) < LONG_BUILD:
+    while len(seconds) < BUILDS and sum(seconds) < LONG:
         merges = ()  # the last ones go before the next are made
         started = time.perf_counter()
         merges = tuple(build(recipe, deltas, backbone) for recipe in recipes)

@@ -123,7 +123,7 @@ def merges_of(family: Family, cases: Sequence[Case], scale: Scale, cache: Path, 
     for source, members, part, merged, scored in sorted(parts, key=lambda item: PARTS.index(item[2])):
         for method in METHODS:
             if _takes(method, part, len(merged)):
-                for tuned in scale.variants(method):
+                for tuned in scale.variants(method) if part == ALL else (False,):
                     asked = (members, merged, scored, scale.test_rows, scale.inputs)
                     yield Merge(family, part, source, method, tuned, *asked)
 

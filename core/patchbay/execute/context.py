@@ -144,19 +144,13 @@ def delta_context(batch: Batch) -> Iterator[None]:
     """Inside, every wrapped layer gives each row of the batch its plan's answer. Raises PatchInProgress when nested."""
     if _RUNNING.get() is not None:
         raise PatchInProgress("another batch runs in this thread; finish it first")
-    with _entered(batch):
+    with entered(batch):
         yield
 
 
 @contextmanager
 def entered(batch: Batch) -> Iterator[None]:
     """In place of the running batch, for a part of it."""
-    with _entered(batch):
-        yield
-
-
-@contextmanager
-def _entered(batch: Batch) -> Iterator[None]:
     token = _RUNNING.set(batch)
     try:
         yield
