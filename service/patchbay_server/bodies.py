@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+
+from patchbay.merge.read import duplicate_key
 
 JSON = "application/json"
 MAX_SHOWN = 100
@@ -45,8 +46,7 @@ class _StrictRequest(Request):
 
 def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Raises JSONDecodeError, the one failure of a body that FastAPI hands on."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise json.JSONDecodeError(f"{key[:MAX_SHOWN]!r} is given twice in one object; keep one", "", 0)
-    return found
+    twice = duplicate_key(pairs)
+    if twice is not None:
+        raise json.JSONDecodeError(f"{twice[:MAX_SHOWN]!r} is given twice in one object; keep one", "", 0)
+    return dict(pairs)

@@ -16,8 +16,8 @@ from patchbay.delta import Delta
 from patchbay.delta.delta import apply_difference
 from patchbay.execute.kernels import Kernel, compile_matrix
 from patchbay.execute.kernels.dense import Dense
-from patchbay.merge import MatrixPlan, MergePlan
-from patchbay.merge.parts import planned_difference, planned_tensor
+from patchbay.merge import MergePlan
+from patchbay.merge.parts import planned_matrix
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,4 @@ def _merged(backbone: Backbone, name: str, plan: MergePlan, deltas: Sequence[Del
         return plan.copied[name].to(base)
     if name not in plan.matrices:
         return base
-    return _merged_matrix(name, plan.matrices[name], deltas, base, backbone.specs[name].neuron_axis or 0)
-
-
-def _merged_matrix(name: str, plan: MatrixPlan, deltas: Sequence[Delta], base: torch.Tensor, axis: int) -> torch.Tensor:
-    if not bool((plan.base_scale == 1).all()):
-        return planned_tensor(name, plan, deltas, base, axis, base.dtype)
-    positions, difference = planned_difference(name, plan, deltas, base, axis)
-    if positions is None:
-        return apply_difference(base, difference, base.dtype)
-    merged = base.clone()
-    merged.view(-1)[positions] = apply_difference(base.view(-1)[positions], difference, base.dtype)
-    return merged
+    return planned_matrix(name, plan.matrices[name], deltas, base, backbone.specs[name].neuron_axis or 0, base.dtype)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from patchbay.execute.active import ActivePlan
 from patchbay.execute.context import Batch, entered, running
 
 Names = Mapping[str, str]  # a layer's own parameters -> the checkpoint's names
@@ -99,7 +100,7 @@ class DeltaEmbedding(nn.Embedding):
                 self._add(segment.plan, name, ids, y, list(segment.rows))
         return y
 
-    def _add(self, plan: Any, name: str, ids: torch.Tensor, y: torch.Tensor, rows: list[int]) -> None:
+    def _add(self, plan: ActivePlan, name: str, ids: torch.Tensor, y: torch.Tensor, rows: list[int]) -> None:
         tokens = ids[rows].reshape(-1)
         own = y[rows].reshape(len(tokens), -1).float()
         scale = plan.base_scale(name)

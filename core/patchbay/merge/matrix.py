@@ -29,6 +29,10 @@ class MatrixPlan:
     base_scale: torch.Tensor
     coefficients: torch.Tensor
 
+    def times(self, scale: float) -> MatrixPlan:
+        """The merged task vector times `scale`: what the base's rows are scaled by is 1 and a part of that vector."""
+        return MatrixPlan(1 + scale * (self.base_scale - 1), scale * self.coefficients)
+
 
 class Matrix:
     """`weights` fp32 [T]. With `whole`, the tensor is one neuron: what methods want that flatten it."""

@@ -13,11 +13,10 @@ import torch
 
 from patchbay.delta import Delta, Manifest
 from patchbay.delta.delta import apply_difference
-from patchbay.merge.matrix import MatrixPlan
 from patchbay.merge.merged import build
 from patchbay.merge.method import Merge
 from patchbay.merge.methods import find_method
-from patchbay.merge.parts import planned_difference, planned_tensor
+from patchbay.merge.parts import planned_matrix
 from patchbay.merge.plan import MergePlan, check_same_base, merge_copied
 from patchbay.merge.recipe import CanonicalRecipe
 from patchbay.merge.settings import Settings
@@ -97,27 +96,13 @@ def _planned(
     before = base.stored(name)
     wanted = dtype or before.dtype
     if name in plan.matrices:
-        merged = _matrix(name, plan.matrices[name], deltas, before, base.specs[name].neuron_axis or 0, wanted)
+        merged = planned_matrix(name, plan.matrices[name], deltas, before, base.specs[name].neuron_axis or 0, wanted)
     else:
         merged = apply_difference(before, plan.vectors[name], wanted)
     exceptions = deltas[0].exceptions.get(name) if plan.exact else None
     # In a dtype that cannot hold the fine-tune's values round(base + delta) stands.
     if exceptions and torch.promote_types(wanted, exceptions.bits.dtype) == wanted:
         merged.view(-1)[exceptions.positions.long()] = exceptions.bits.to(wanted)
-    return merged
-
-
-def _matrix(
-    name: str, plan: MatrixPlan, deltas: Sequence[Delta], before: torch.Tensor, axis: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """round(a W0 + sum_t C_t D_t). Entries that no sparse term keeps have the base's bits."""
-    if not bool((plan.base_scale == 1).all()):
-        return planned_tensor(name, plan, deltas, before, axis, dtype)
-    positions, difference = planned_difference(name, plan, deltas, before, axis)
-    if positions is None:
-        return apply_difference(before, difference, dtype)
-    merged = before.to(dtype).clone().contiguous()
-    merged.view(-1)[positions] = apply_difference(before.reshape(-1)[positions], difference, dtype)
     return merged
 
 

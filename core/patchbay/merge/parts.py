@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from patchbay.delta import Delta
+from patchbay.delta.delta import apply_difference
 from patchbay.merge.matrix import MatrixPlan
 
 Part = tuple[torch.Tensor | None, torch.Tensor]  # positions in a flattened tensor, or None for all; values there
@@ -23,6 +24,20 @@ def planned_difference(name: str, plan: MatrixPlan, deltas: Sequence[Delta], ten
     if several and any(name in delta and not delta.is_sparse(name) for delta in deltas):
         return None, _sum(parts, tensor)
     return _joined(list(parts), tensor)
+
+
+def planned_matrix(
+    name: str, plan: MatrixPlan, deltas: Sequence[Delta], tensor: torch.Tensor, axis: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """round(a W0 + sum_t C_t D_t), a new tensor. Entries that no sparse term keeps have the base's bits."""
+    if not bool((plan.base_scale == 1).all()):
+        return planned_tensor(name, plan, deltas, tensor, axis, dtype)
+    positions, difference = planned_difference(name, plan, deltas, tensor, axis)
+    if positions is None:
+        return apply_difference(tensor, difference, dtype)
+    merged = tensor.to(dtype).clone().contiguous()
+    merged.view(-1)[positions] = apply_difference(tensor.reshape(-1)[positions], difference, dtype)
+    return merged
 
 
 def planned_tensor(

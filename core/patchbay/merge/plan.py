@@ -127,7 +127,7 @@ def _by_rows(
     stacks = Stacks.of(deltas, settings, base)
 
     def plan_of(name: str) -> MatrixPlan:
-        return _scaled(plan(Matrix(name, deltas, settings.weights_in(name), base), params), recipe.scale)
+        return plan(Matrix(name, deltas, settings.weights_in(name), base), params).times(recipe.scale)
 
     names = sorted(
         (name for name in stacks.names if base.specs[name].is_matrix), key=lambda name: -base.specs[name].numel
@@ -141,11 +141,6 @@ def _by_rows(
         elif name not in matrices:
             vectors[name] = _multiplied_out(plan_of(name), stacks.read(name).differences, base.stored(name).float())
     return _plan(recipe, deltas, matrices, vectors)
-
-
-def _scaled(plan: MatrixPlan, scale: float) -> MatrixPlan:
-    """The merged task vector times `scale`: what the base's rows are scaled by is 1 and a part of that vector."""
-    return MatrixPlan(1 + scale * (plan.base_scale - 1), scale * plan.coefficients)
 
 
 def _multiplied_out(plan: MatrixPlan, differences: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

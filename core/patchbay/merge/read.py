@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,11 +65,16 @@ def _from_json(text: str) -> Recipe:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Of a key that is given twice json would take the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1)
+    twice = duplicate_key(pairs)
+    if twice is not None:
         raise InvalidRecipe(f"{twice[:300]!r} is given twice in one object; keep one", param="recipe")
-    return found
+    return dict(pairs)
+
+
+def duplicate_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """Of a JSON object's keys the first of those that are given most often, where any is given twice."""
+    counted = Counter(key for key, _ in pairs).most_common(1)
+    return counted[0][0] if counted and counted[0][1] > 1 else None
 
 
 def _from_yaml(text: str) -> Written:

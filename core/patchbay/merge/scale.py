@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from patchbay.merge.matrix import MatrixPlan
 from patchbay.merge.merged import Merged
 
 LEAST, MOST = 0.1, 2.0
@@ -18,10 +17,7 @@ FINE = 2**0.5  # then the best of these times and over this
 
 def scaled(merged: Merged, scale: float) -> Merged:
     """The merge of a recipe whose `scale` is `scale`, of one whose scale is 1, without building it again."""
-    matrices = {
-        name: MatrixPlan(1 + scale * (plan.base_scale - 1), scale * plan.coefficients)
-        for name, plan in merged.plan.matrices.items()
-    }
+    matrices = {name: plan.times(scale) for name, plan in merged.plan.matrices.items()}
     vectors = {name: scale * vector for name, vector in merged.plan.vectors.items()}
     exact = merged.plan.exact and scale == 1
     return replace(merged, plan=replace(merged.plan, matrices=matrices, vectors=vectors, exact=exact))
