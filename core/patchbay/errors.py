@@ -5,7 +5,11 @@ PatchbayError
 │   ├── UnsupportedBackbone      quantised, needs remote code, pickled, unknown architecture
 │   ├── UnsupportedTask          the backbone cannot do what was asked (classify with a causal LM)
 │   ├── PatchInProgress          a second patch while one is applied
-│   └── ShuttingDown             the engine was stopped while it answered
+│   ├── ShuttingDown             the engine was stopped while it answered
+│   ├── EngineFailed             the engine's thread died while it answered; it is started again
+│   ├── QueueFull                as many requests wait as may
+│   ├── DeadlineExceeded         the request's own time was over before its answer
+│   └── Cancelled                whoever asked has gone
 ├── InputError                   what was sent to the model cannot be read (image, array, text)
 ├── FinetuneMismatch             a fine-tuned checkpoint does not fit its base
 ├── DeltaError                   a delta file cannot be accepted
@@ -69,6 +73,22 @@ class PatchInProgress(BackboneError):
 
 class ShuttingDown(BackboneError):
     code = "shutting_down"
+
+
+class EngineFailed(BackboneError):
+    code = "engine_failed"
+
+
+class QueueFull(BackboneError):
+    code = "queue_full"
+
+
+class DeadlineExceeded(BackboneError):
+    code = "deadline_exceeded"
+
+
+class Cancelled(BackboneError):
+    code = "cancelled"
 
 
 class InputError(PatchbayError):

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from patchbay.engine.engine import Engine
+from patchbay.engine.recipes import Path, Ready
 from patchbay.errors import InvalidRecipe
 from patchbay.merge import Recipe
 from patchbay.store.base import DEFAULT_TENANT
@@ -17,6 +18,7 @@ from patchbay.store.hub import Hub
 from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics
 from patchbay_server.resolve import Resolved, resolve
+from patchbay_server.schemas import ModelRequest
 from patchbay_server.settings import Settings
 
 
@@ -64,12 +66,12 @@ class Resolver:
     def __init__(self, engine: Engine, hub: Hub, metrics: Metrics, tenant: str) -> None:
         self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, tenant
 
-    def __call__(self, model: str, patch: Recipe | None, head: str | None) -> tuple[Resolved, str]:
-        """(what the model means, the path that will serve it)."""
-        resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, model, patch, head)
-        path = "base" if resolved.canonical is None else "patched"
-        self.metrics.inferences.labels(resolved.label, path).inc()
-        return resolved, path
+    def __call__(self, body: ModelRequest) -> tuple[Resolved, Ready]:
+        """What the model means, made ready to run."""
+        resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, body.model, body.patch, body.head)
+        ready = self.engine.prepare(resolved.canonical, Path(body.path) if body.path else None)
+        self.metrics.inferences.labels(resolved.label, ready.path).inc()
+        return resolved, ready
 
     def recipe(self, recipe: Recipe | str) -> Resolved:
         """A recipe in full, or an expression, or the name of a saved one: never the base."""

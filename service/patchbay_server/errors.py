@@ -61,6 +61,9 @@ STATUS: Mapping[type, int] = {
     errors.StoreFull: 507,
     errors.StoreUnavailable: 503,
     errors.ShuttingDown: 503,
+    errors.EngineFailed: 503,
+    errors.QueueFull: 429,
+    errors.DeadlineExceeded: 504,
     errors.PatchbayError: 500,
 }
 _TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}

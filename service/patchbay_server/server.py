@@ -15,7 +15,7 @@ import uvicorn
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
-from patchbay.engine.engine import Engine
+from patchbay.engine.engine import Budgets, Engine
 from patchbay.errors import DeltaError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
 from patchbay.store.base import DEFAULT_TENANT
@@ -74,7 +74,7 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
                 f"the stored bytes of {digest} cannot be served: {error.message}; upload the same file again"
             ) from error
 
-    return Engine(backbone, load, delta_bytes=settings.delta_cache_bytes)
+    return Engine(backbone, load, budgets=Budgets(deltas=settings.delta_cache_bytes))
 
 
 def serve(settings: Settings) -> None:

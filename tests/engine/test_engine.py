@@ -11,10 +11,11 @@ from tests import pico
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
-from patchbay.engine.engine import Engine
-from patchbay.errors import InputError, InvalidRecipe, ShuttingDown, UnsupportedTask
+from patchbay.engine.engine import Budgets, Engine
+from patchbay.engine.request import SamplingParams
+from patchbay.engine.texts import Answer
+from patchbay.errors import Cancelled, InputError, InvalidRecipe, ShuttingDown, UnsupportedTask
 from patchbay.merge import CanonicalRecipe, find_method, parse
-from patchbay.models.generation import SamplingParams
 from patchbay.models.inputs import ArrayInput
 
 PIXELS = torch.randn(3, pico.IMAGE, pico.IMAGE, generator=torch.Generator().manual_seed(0)).tolist()
@@ -61,7 +62,7 @@ def recipe(text: str) -> CanonicalRecipe:
 
 
 def probabilities(engine: Engine, text: str | None) -> list[float]:
-    [result] = engine.classify(recipe(text) if text else None, IMAGE, NAMES, None)
+    [result] = engine.classify(engine.prepare(recipe(text) if text else None), IMAGE, NAMES, None)
     return list(result.probabilities.values())
 
 
@@ -69,7 +70,8 @@ def test_deltas_are_loaded_once_and_plans_made_once(engine: Engine, loaded: list
     for text in ("math", "0.5*math", "code", "math + code", "code + math", "math"):
         probabilities(engine, text)
     assert loaded == ["sha256:1", "sha256:2"]
-    assert (len(engine.plans), engine.plans.hits) == (4, 2), "the order of a symmetric method's terms does not matter"
+    plans = engine.recipes.plans
+    assert (len(plans), plans.hits) == (4, 2), "the order of a symmetric method's terms does not matter"
 
 
 def test_without_a_recipe_nothing_is_loaded(engine: Engine, loaded: list[str]) -> None:
@@ -78,9 +80,9 @@ def test_without_a_recipe_nothing_is_loaded(engine: Engine, loaded: list[str]) -
 
 
 def test_a_budget_of_nothing_still_serves(base: Backbone, deltas: Mapping[str, Delta], engine: Engine) -> None:
-    frugal = Engine(base, lambda digest: deltas[digest], delta_bytes=0, plan_bytes=0)
+    frugal = Engine(base, lambda digest: deltas[digest], budgets=Budgets(deltas=0, plans=0))
     assert probabilities(frugal, "math - code") == probabilities(engine, "math - code")
-    assert len(frugal.deltas) == len(frugal.plans) == 0
+    assert len(frugal.recipes.deltas) == len(frugal.recipes.plans) == 0
 
 
 def test_the_weights_of_a_term_are_its_own(engine: Engine) -> None:
@@ -99,7 +101,7 @@ def test_what_a_request_does_is_gone_after_it(engine: Engine) -> None:
 
 def test_a_failing_request_leaves_the_base_as_it_was(engine: Engine, base: Backbone) -> None:
     with pytest.raises(InputError):
-        engine.classify(recipe("math"), [ArrayInput([1])], NAMES, None)
+        engine.classify(engine.prepare(recipe("math")), [ArrayInput([1])], NAMES, None)
 
     def fail(*_: object) -> None:
         raise RuntimeError("inside the forward pass")
@@ -107,7 +109,7 @@ def test_a_failing_request_leaves_the_base_as_it_was(engine: Engine, base: Backb
     handle = base.model.register_forward_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="inside"):
-            engine.classify(recipe("math"), IMAGE, NAMES, None)
+            engine.classify(engine.prepare(recipe("math")), IMAGE, NAMES, None)
     finally:
         handle.remove()
     assert engine.verify().ok
@@ -139,17 +141,17 @@ def test_verify_compares_with_the_load(engine: Engine, base: Backbone) -> None:
 
 def test_check_runs_nothing_and_finds_what_serving_would(engine: Engine, loaded: list[str]) -> None:
     engine.check(recipe("math + code"))
-    assert loaded == ["sha256:1", "sha256:2"] and len(engine.plans) == 1
+    assert loaded == ["sha256:1", "sha256:2"] and len(engine.recipes.plans) == 1
     with pytest.raises(InvalidRecipe, match="sum to 0"):
         engine.check(recipe("linear(math, -code)"))
 
 
 def test_tasks(engine: Engine) -> None:
     with pytest.raises(UnsupportedTask, match="cannot embed") as error:
-        engine.embed(None, ["the cat"])
+        engine.embed(engine.prepare(None), ["the cat"])
     assert error.value.param == "model"
     with pytest.raises(UnsupportedTask, match="cannot complete text"):
-        engine.complete(None, ["the cat"], SamplingParams())
+        engine.language  # noqa: B018
 
 
 def test_what_a_failed_load_raises_is_not_kept(base: Backbone, deltas: Mapping[str, Delta]) -> None:
@@ -172,14 +174,20 @@ def test_a_stopped_engine_answers_no_completion(
     engine = Engine(Backbone.load(model_folder("llama")), refuse_to_load)
     engine.stop()
     with pytest.raises(ShuttingDown):
-        engine.complete(None, ["the cat"], SamplingParams(max_tokens=200, temperature=0))
+        complete(engine)
 
 
 def test_nobody_waits_so_nothing_goes_on(model_folder: Callable[..., Path]) -> None:
     engine = Engine(Backbone.load(model_folder("llama")), refuse_to_load)
     gone = Event()
     gone.set()
-    assert engine.complete(None, ["the cat"], SamplingParams(max_tokens=200, temperature=0), gone) == []
+    with pytest.raises(Cancelled):
+        complete(engine, gone)
+
+
+def complete(engine: Engine, cancelled: Event | None = None) -> list[Answer]:
+    params = SamplingParams(max_tokens=200, temperature=0)
+    return engine.language.complete(engine.prepare(None), ["the cat"], params, cancelled=cancelled)
 
 
 def refuse_to_load(digest: str) -> Delta:

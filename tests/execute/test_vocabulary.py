@@ -14,11 +14,9 @@ from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.delta.manifest import Token
-from patchbay.errors import InputError, InvalidRecipe, WrongShape
+from patchbay.errors import InvalidRecipe, WrongShape
 from patchbay.execute.patch import Patcher
 from patchbay.execute.vocabulary import appended_rows
-from patchbay.models.generation import SamplingParams, complete
-from patchbay.models.inputs import Inputs
 
 ModelFolder = Callable[..., Path]
 MORE = 5
@@ -160,21 +158,3 @@ def test_vocabulary_that_grows_in_places(
     with pytest.raises(WrongShape), Patcher(backbone).patched(pico.plan([delta], [1.0]), [odd]):
         pytest.fail("some embedding has other rows")
     assert backbone.compute_digest() == backbone.resident_digest
-
-
-@pytest.mark.parametrize("maker", ["llama", "gpt2", "t5"])
-def test_text_with_new_tokens(model_folder: ModelFolder, tmp_path: Path, maker: str) -> None:
-    """Prompts may hold the tokens and answers may bring them."""
-    folder = model_folder(maker)
-    tuned, delta = grown(folder, tmp_path)
-    backbone, prompt = Backbone.load(folder, device="cpu"), [5, pico.VOCAB, pico.VOCAB + MORE - 1]
-    tokenizer = Inputs(backbone).tokenizer
-    assert tokenizer is not None
-    params = SamplingParams(max_tokens=12, temperature=0)
-    with Patcher(backbone).patched(pico.plan([delta], [1.0]), [delta]):
-        found = complete(backbone, tokenizer, prompt, params)
-        with pytest.raises(InputError, match=f"vocabulary of {pico.VOCAB + MORE}"):
-            complete(backbone, tokenizer, [pico.VOCAB + MORE], params)
-    assert found == complete(Backbone.load(tuned, device="cpu"), tokenizer, prompt, params)
-    with pytest.raises(InputError, match=f"vocabulary of {pico.VOCAB}$"):
-        complete(backbone, tokenizer, prompt, params)

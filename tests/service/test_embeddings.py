@@ -93,7 +93,7 @@ def test_more_inputs_than_one_forward_pass_takes(encoder: Served) -> None:
     ("change", "status", "code", "param"),
     [
         ({"dimensions": 8}, 422, "unsupported_parameter", "dimensions"),
-        ({"path": "decoupled"}, 422, "unsupported_parameter", "path"),
+        ({"path": "decoupled"}, 422, "invalid_input", "path"),
         ({"encoding_format": "hex"}, 422, "invalid_request", "encoding_format"),
         ({"input": []}, 422, "invalid_request", "input"),
         ({"input": ""}, 422, "invalid_input", "input"),

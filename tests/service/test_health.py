@@ -39,7 +39,7 @@ def test_the_base(vit: Served) -> None:
         "num_parameters": backbone.num_parameters,
         "resident_bytes": backbone.num_bytes,
         "labels": ["cat", "dog", "owl"],
-        "cached_deltas": {"count": 1, "bytes": vit.engine.deltas.num_bytes},
+        "cached_deltas": {"count": 1, "bytes": vit.engine.recipes.deltas.num_bytes},
     }
 
 

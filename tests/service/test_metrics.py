@@ -78,6 +78,6 @@ def test_caches(vit: Served) -> None:
     assert value(found, "patchbay_plan_cache_entries") == 3
     assert value(found, "patchbay_plan_cache_misses") == 3
     assert value(found, "patchbay_plan_cache_hits") == 1
-    assert value(found, "patchbay_delta_cache_bytes") == vit.engine.deltas.num_bytes > 0
-    assert value(found, "patchbay_plan_cache_bytes") == vit.engine.plans.num_bytes > 0
+    assert value(found, "patchbay_delta_cache_bytes") == vit.engine.recipes.deltas.num_bytes > 0
+    assert value(found, "patchbay_plan_cache_bytes") == vit.engine.recipes.plans.num_bytes > 0
     assert value(found, "patchbay_resident_bytes") == vit.backbone.num_bytes

@@ -156,7 +156,7 @@ def test_more_inputs_than_one_forward_pass_takes(vit: Served) -> None:
         ({"model": "math + math@1"}, 422, "invalid_recipe", "terms"),
         ({"model": "math", "patch": {"terms": [{"delta": "math"}]}}, 422, "invalid_recipe", "model"),
         ({"head": "nope"}, 422, "ambiguous_head", "head"),
-        ({"path": "decoupled"}, 422, "unsupported_parameter", "path"),
+        ({"path": "decoupled"}, 422, "invalid_input", "path"),
         ({"path": "sideways"}, 422, "invalid_request", "path"),
         ({"model": ""}, 422, "invalid_request", "model"),
         ({"model": 5}, 422, "invalid_request", "model"),

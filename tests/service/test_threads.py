@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import anyio
 import pytest
@@ -17,7 +18,8 @@ from patchbay_server.threads import THREADS, run_inference
 
 def test_probes_and_listings_answer_while_inference_queues(vit: Served) -> None:
     image = {"array": [[[0.0] * 16] * 16] * 3}
-    with ThreadPoolExecutor(60) as pool, vit.app.state.engine._lock:
+    with ThreadPoolExecutor(60) as pool, ExitStack() as hold:
+        hold.enter_context(vit.app.state.engine._lock)
         waiting = [pool.submit(vit.post, "/v1/classify", {"model": "base", "input": image}) for _ in range(50)]
         deadline = time.monotonic() + 30
         while vit.app.state.inference.statistics().borrowed_tokens < THREADS and time.monotonic() < deadline:
@@ -25,9 +27,8 @@ def test_probes_and_listings_answer_while_inference_queues(vit: Served) -> None:
         for path in ("/healthz", "/readyz", "/v1/models", "/v1/deltas", "/metrics"):
             assert pool.submit(vit.get, path).result(timeout=20).status_code == 200, path
         assert not any(one.done() for one in waiting)
-        vit.app.state.engine._lock.release()
+        hold.close()
         assert all(ok(one.result(timeout=60)) for one in waiting)
-        vit.app.state.engine._lock.acquire()
 
 
 def request_of(app: FastAPI, messages: list[Message]) -> Request:

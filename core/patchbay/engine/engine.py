@@ -1,5 +1,4 @@
-"""Runs requests on one backbone, one recipe at a time under a lock. Knows nothing of the web, the store and names of
-deltas.
+"""Answers requests on one backbone. Knows nothing of the web, the store and names of deltas.
 
 `load` gives the decoded delta behind a digest; everything here is keyed by digests and recipe hashes.
 """
@@ -7,29 +6,42 @@ deltas.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from threading import Event, Lock
 
 from patchbay.architecture import CLASSIFIERS, Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
-from patchbay.delta.manifest import Token
+from patchbay.engine.language import Language
+from patchbay.engine.lock import FairLock
 from patchbay.engine.pool import Pool
-from patchbay.errors import ShuttingDown, UnsupportedTask
+from patchbay.engine.recipes import Load, Path, Ready, Recipes
+from patchbay.engine.scheduler import Limits
+from patchbay.errors import InputError, ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
-from patchbay.execute.vocabulary import appended_rows
-from patchbay.merge import CanonicalRecipe, Merged, build, find_method
+from patchbay.execute.prove import Proof, prove
+from patchbay.execute.wrap import wrap
+from patchbay.merge import CanonicalRecipe, Merged, find_method
 from patchbay.merge.preview import Preview, preview, warnings_of
 from patchbay.models.classifier import Classification, classify
 from patchbay.models.embedding import Embedded, embed
-from patchbay.models.generation import Completion, SamplingParams, any_set, complete
 from patchbay.models.heads import HeadModel, base_head, choose_head, delta_head
 from patchbay.models.inputs import Batch, Input, Inputs
 
-Load = Callable[[str], Delta]
+LANGUAGE = (Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes: of decoded deltas, and again of what they are compiled to; of plans and merged deltas; of keys and values
+    of texts under way, and of texts that came before.
+    """
+
+    deltas: int = 4 << 30
+    plans: int = 1 << 30
+    kv: int = 1 << 30
+    prefixes: int = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +54,52 @@ class Verdict:
 
 
 class Engine:
-    """`delta_bytes` bounds the decoded deltas kept in memory, `plan_bytes` plans and merged deltas."""
+    """A language model's requests run together in a thread of its own, which `close` ends; an encoder's in their own,
+    one recipe at a time.
+    """
 
     def __init__(
-        self, backbone: Backbone, load: Load, *, delta_bytes: int = 4 << 30, plan_bytes: int = 1 << 30
+        self, backbone: Backbone, load: Load, *, budgets: Budgets | None = None, limits: Limits | None = None
     ) -> None:
+        budgets = budgets or Budgets()
         self.backbone = backbone
         self.inputs = Inputs(backbone)
-        self.deltas: Pool[Delta] = Pool(delta_bytes)
-        self.plans: Pool[Merged] = Pool(plan_bytes)
         self.heads: Pool[HeadModel] = Pool(1 << 28)
-        self._load = load
         self._patcher = Patcher(backbone)
-        self._lock = Lock()
-        self._stopping = Event()
+        self._lock = FairLock()  # of the resident weights
+        self._language: Language | None = None
+        wrap(backbone)
+        if backbone.task in LANGUAGE:
+            self._language = Language(
+                backbone,
+                self.inputs,
+                self._patched,
+                kv_bytes=budgets.kv,
+                prefix_bytes=budgets.prefixes,
+                limits=limits or Limits(),
+            )
+        self.proof = self._prove()
+        self.recipes = Recipes(backbone, load, self.proof, delta_bytes=budgets.deltas, plan_bytes=budgets.plans)
+
+    def prepare(self, recipe: CanonicalRecipe | None, path: Path | None = None) -> Ready:
+        """Loads and merges what is missing, in the caller's thread. Raises InputError for a `path` that is not to be
+        had, and what loading and merging raise.
+        """
+        if self._language is None:
+            if path is Path.DECOUPLED:
+                raise InputError("encoders run on the patched path so far: leave 'path' out", param="path")
+            path = Path.PATCHED
+        return self.recipes.prepare(recipe, path)
+
+    @property
+    def language(self) -> Language:
+        """Raises UnsupportedTask where the backbone writes no text."""
+        self._require("complete text", *LANGUAGE)
+        assert self._language is not None
+        return self._language
 
     def classify(
-        self, recipe: CanonicalRecipe | None, inputs: Sequence[Input], names: Mapping[str, str], head: str | None
+        self, ready: Ready, inputs: Sequence[Input], names: Mapping[str, str], head: str | None
     ) -> list[Classification]:
         """Labels for every input. `names` maps the recipe's digests to the names that the caller used; `head` is such a
         name.
@@ -66,48 +107,34 @@ class Engine:
         Raises UnsupportedTask, AmbiguousHead, InputError.
         """
         self._require("classify", *CLASSIFIERS, Task.EMBEDDING)
-        deltas = self._deltas(recipe)
-        batch = self._batch(inputs, deltas)
-        ready = self._head(deltas, names, head)
-        with self._patched(recipe, deltas):
-            return classify(ready, batch)
+        batch = self._batch(inputs, ready)
+        answering = self._head(ready.deltas, names, head)
+        with self._patched(ready):
+            return classify(answering, batch)
 
-    def embed(self, recipe: CanonicalRecipe | None, inputs: Sequence[Input]) -> Embedded:
+    def embed(self, ready: Ready, inputs: Sequence[Input]) -> Embedded:
         """Unit vectors. Raises UnsupportedTask, InputError."""
         self._require("embed", Task.EMBEDDING)
-        deltas = self._deltas(recipe)
-        batch = self._batch(inputs, deltas)
-        with self._patched(recipe, deltas):
+        batch = self._batch(inputs, ready)
+        with self._patched(ready):
             return embed(self.backbone, batch)
-
-    def complete(
-        self,
-        recipe: CanonicalRecipe | None,
-        prompts: Sequence[str | list[int]],
-        params: SamplingParams,
-        cancelled: Event | None = None,
-    ) -> list[Completion]:
-        """One completion a prompt; fewer and shorter ones once `cancelled` is set, for nobody reads them then.
-
-        Raises UnsupportedTask, InputError; ShuttingDown where the engine was stopped meanwhile.
-        """
-        self._require("complete text", Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
-        deltas = self._deltas(recipe)
-        tokenizer = self.inputs.tokenizer_with(_tokens(deltas))
-        with self._patched(recipe, deltas):
-            ends = [self._stopping, *([cancelled] if cancelled else [])]
-            done = [complete(self.backbone, tokenizer, prompt, params, ends) for prompt in prompts if not any_set(ends)]
-        if self._stopping.is_set():
-            raise ShuttingDown("the server is shutting down: ask again elsewhere or later")
-        return done
 
     def stop(self) -> None:
         """Generation ends at its next token, now and from now on: the process is about to end."""
-        self._stopping.set()
+        if self._language is not None:
+            self._language.generator.stop(ShuttingDown("the server is shutting down: ask again elsewhere or later"))
+            self._language.loop.wake()
+
+    def close(self) -> None:
+        """Ends the engine's thread."""
+        if self._language is not None:
+            self._language.close()
 
     def check_health(self) -> None:
-        """Raises BackboneError where the resident weights cannot be trusted any more."""
+        """Raises BackboneError where nothing can be answered: weights that cannot be trusted, a thread that died."""
         self._patcher.check()
+        if self._language is not None:
+            self._language.check()
 
     def verify(self) -> Verdict:
         """Hashes the resident weights between two requests and compares with the digest taken at load."""
@@ -119,18 +146,15 @@ class Engine:
         """Loads and plans a recipe without running anything: what saving a merge needs to know. Raises as serving
         would.
         """
-        deltas = self._deltas(recipe)
-        appended_rows(list(deltas.values()))
-        self._merged(recipe, deltas)
+        self.recipes.merged(recipe, self.recipes.load(recipe))
 
     def preview(self, recipe: CanonicalRecipe) -> tuple[Merged, Preview, float]:
         """The merge as it would be served, what its terms are like, and the seconds that building it took: few where it
         was built before. Raises as serving would.
         """
-        deltas = self._deltas(recipe)
-        appended_rows(list(deltas.values()))
+        deltas = self.recipes.load(recipe)
         start = time.perf_counter()
-        merged = self._merged(recipe, deltas)
+        merged = self.recipes.merged(recipe, deltas)
         seconds = time.perf_counter() - start
         return merged, preview(list(deltas.values()), self.backbone), seconds
 
@@ -138,10 +162,15 @@ class Engine:
         """What answers under the recipe should be read with."""
         if recipe is None:
             return ()
-        kept = self.plans.peek(recipe.hash)
+        kept = self.recipes.plans.peek(recipe.hash)
         if kept is not None:
             return kept.warnings
-        return warnings_of(find_method(recipe.method), list(self._deltas(recipe).values()))
+        return warnings_of(find_method(recipe.method), list(self.recipes.load(recipe).values()))
+
+    def _prove(self) -> Proof:
+        if self._language is not None and self._language.not_continuous is not None:
+            return Proof(False, None, {}, self._language.not_continuous)
+        return prove(self.backbone, self._patcher)
 
     def _require(self, what: str, *tasks: Task) -> None:
         if self.backbone.task not in tasks:
@@ -149,17 +178,8 @@ class Engine:
                 f"{self.backbone.name!r} is loaded for {self.backbone.task.value} and cannot {what}", param="model"
             )
 
-    def _deltas(self, recipe: CanonicalRecipe | None) -> dict[str, Delta]:
-        """In the recipe's order, which is that of the plan's coefficients."""
-        digests = [digest for digest, _ in recipe.terms] if recipe else []
-        return {digest: self.deltas.get(digest, partial(self._load, digest)) for digest in digests}
-
-    def _batch(self, inputs: Sequence[Input], deltas: Mapping[str, Delta]) -> Batch:
-        rows = appended_rows(list(deltas.values()))
-        return self.inputs.batch(inputs, _tokens(deltas), max(map(len, rows.values()), default=0))
-
-    def _merged(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
-        return self.plans.get(recipe.hash, lambda: build(recipe, list(deltas.values()), self.backbone))
+    def _batch(self, inputs: Sequence[Input], ready: Ready) -> Batch:
+        return self.inputs.batch(inputs, ready.tokens, ready.num_appended)
 
     def _head(self, deltas: Mapping[str, Delta], names: Mapping[str, str], asked: str | None) -> HeadModel:
         owner = choose_head(self.backbone, {names[digest]: delta for digest, delta in deltas.items()}, asked)
@@ -169,16 +189,12 @@ class Engine:
         return self.heads.get(digest, lambda: delta_head(self.backbone, deltas[digest]))
 
     @contextmanager
-    def _patched(self, recipe: CanonicalRecipe | None, deltas: Mapping[str, Delta]) -> Iterator[None]:
-        merged = self._merged(recipe, deltas) if recipe else None
+    def _patched(self, ready: Ready | None) -> Iterator[None]:
+        """The resident weights are this caller's: the base's, or patched where the recipe needs it."""
         with self._lock:
-            if merged is None:
+            if ready is None or ready.merged is None:
                 self._patcher.check()
                 yield
                 return
-            with self._patcher.patched(merged.plan, merged.deltas(list(deltas.values()))):
+            with self._patcher.patched(ready.merged.plan, ready.merged.deltas(list(ready.deltas.values()))):
                 yield
-
-
-def _tokens(deltas: Mapping[str, Delta]) -> list[Token]:
-    return [token for delta in deltas.values() for token in delta.manifest.tokens]

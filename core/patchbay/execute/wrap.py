@@ -22,7 +22,8 @@ DELTA_CLASS: Mapping[type[nn.Module], type[nn.Module]] = {
 def wrap(backbone: Backbone) -> None:
     """Gives every layer that has a checkpoint's tensors of its own the class that runs several plans at once.
 
-    Memory, names and what the model answers outside of a `delta_context` stay as they are. A model is wrapped once.
+    Memory, names and what the model answers outside of a `delta_context` stay as they are. A second time does
+    nothing.
     """
     places = {place: spec.name for spec in backbone.specs.values() for place in (spec.parameter, *spec.tied)}
     for path, module in list(backbone.model.named_modules()):
@@ -31,7 +32,7 @@ def wrap(backbone: Backbone) -> None:
             for key in (*module._parameters, *module._buffers)
             if (full := f"{path}.{key}" if path else key) in places
         }
-        if own:
+        if own and not hasattr(module, "names"):
             _wrap(module, own)
 
 

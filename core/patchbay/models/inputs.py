@@ -64,7 +64,7 @@ class Inputs:
         self._takes_text = backbone.model.main_input_name == "input_ids"
         self._images = _image_processor(backbone)
         # Taken now: while a request is answered, the resident vocabulary may be another one's, which is larger.
-        self._vocabulary = vocabulary_of(backbone) if self._takes_text else 0
+        self.vocabulary = vocabulary_of(backbone) if self._takes_text else 0
 
     def batch(self, inputs: Sequence[Input], tokens: Iterable[Token] = (), num_appended: int = 0) -> Batch:
         """One padded batch on the backbone's device. `tokens` are those that the request's deltas add, `num_appended`
@@ -82,7 +82,7 @@ class Inputs:
             raise InputError(f"{self.backbone.name} takes {wanted}", param="input")
         if self._takes_text:
             texts = [item for item in inputs if isinstance(item, str)]
-            batch = self._text(texts, tokens, self._vocabulary + num_appended)
+            batch = self._text(texts, tokens, self.vocabulary + num_appended)
         else:
             batch = {"pixel_values": self._pixels([item for item in inputs if not isinstance(item, str)])}
         return {name: tensor.to(self.backbone.device) for name, tensor in batch.items()}
@@ -103,6 +103,13 @@ class Inputs:
             if extended.convert_tokens_to_ids(content) != number:
                 raise InvalidRecipe(f"added token {content!r} cannot have its id {number} here", param="terms")
         return extended
+
+    def encode(self, text: str, tokens: Iterable[Token] = ()) -> tuple[int, ...]:
+        """A text's tokens, whole."""
+        tokenizer = self.tokenizer_with(tokens)
+        with self._tokenizing:
+            ids: list[int] = tokenizer(text)["input_ids"]
+        return tuple(ids)
 
     def _text(self, texts: list[str], tokens: Iterable[Token], vocabulary: int) -> Batch:
         tokenizer = self.tokenizer_with(tokens)

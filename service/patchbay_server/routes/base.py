@@ -26,7 +26,7 @@ def get_base(engine: EngineDep) -> dict[str, Any]:
         "num_parameters": backbone.num_parameters,
         "resident_bytes": backbone.num_bytes,
         "labels": backbone.labels,
-        "cached_deltas": {"count": len(engine.deltas), "bytes": engine.deltas.num_bytes},
+        "cached_deltas": {"count": len(engine.recipes.deltas), "bytes": engine.recipes.deltas.num_bytes},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from functools import partial
 from threading import Event
 from typing import Any
@@ -12,11 +13,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
-from patchbay.models.generation import Completion, SamplingParams
+from patchbay.engine.request import SamplingParams
+from patchbay.engine.texts import Answer
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
-from patchbay_server.routes.items import check_path
 from patchbay_server.schemas import CompletionsRequest
 from patchbay_server.threads import run_inference
 
@@ -43,9 +44,8 @@ async def create_completion(
 
 
 def _answer(body: CompletionsRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
-    check_path(body)
     _check_supported(body)
-    resolved, path = resolver(body.model, body.patch, body.head)
+    resolved, ready = resolver(body)
     params = SamplingParams(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
@@ -53,15 +53,16 @@ def _answer(body: CompletionsRequest, engine: Engine, resolver: Resolver, cancel
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         seed=body.seed,
     )
-    completions = engine.complete(resolved.canonical, _prompts(body), params, cancelled)
+    prompts = [engine.language.texts.encode(prompt, ready) for prompt in _prompts(body)]
+    answers = engine.language.complete(ready, prompts, params, cancelled=cancelled)
     return {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": body.model,
-        "choices": [_choice(index, completion) for index, completion in enumerate(completions)],
-        "usage": _usage(completions),
-        "patchbay": resolved.describe(path, engine.warnings(resolved.canonical)),
+        "choices": [_choice(index, answer) for index, answer in enumerate(answers)],
+        "usage": _usage(prompts, answers),
+        "patchbay": resolved.describe(ready.path, engine.warnings(resolved.canonical)),
     }
 
 
@@ -81,11 +82,11 @@ def _prompts(body: CompletionsRequest) -> list[str | list[int]]:
     return [item for item in prompt if isinstance(item, str | list)]
 
 
-def _choice(index: int, completion: Completion) -> dict[str, Any]:
-    return {"index": index, "text": completion.text, "finish_reason": completion.finish_reason, "logprobs": None}
+def _choice(index: int, answer: Answer) -> dict[str, Any]:
+    return {"index": index, "text": answer.text, "finish_reason": answer.finish_reason, "logprobs": None}
 
 
-def _usage(completions: list[Completion]) -> dict[str, int]:
-    prompt = sum(completion.prompt_tokens for completion in completions)
-    new = sum(completion.completion_tokens for completion in completions)
+def _usage(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> dict[str, int]:
+    prompt = sum(map(len, prompts))
+    new = sum(len(answer.tokens) for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}

@@ -14,7 +14,7 @@ from patchbay.engine.engine import Engine
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
-from patchbay_server.routes.items import check_path, to_inputs
+from patchbay_server.routes.items import to_inputs
 from patchbay_server.schemas import EmbeddingsRequest
 from patchbay_server.threads import run_inference
 
@@ -30,11 +30,10 @@ async def create_embeddings(
 
 
 def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
-    check_path(body)
     if body.dimensions is not None:
         raise UnsupportedParameter("'dimensions' is not supported: vectors have the model's width", param="dimensions")
-    resolved, path = resolver(body.model, body.patch, body.head)
-    embedded = engine.embed(resolved.canonical, to_inputs(body.input))
+    resolved, ready = resolver(body)
+    embedded = engine.embed(ready, to_inputs(body.input))
     data = [
         {"object": "embedding", "index": index, "embedding": _encode(row, body.encoding_format)}
         for index, row in enumerate(embedded.vectors)
@@ -45,7 +44,7 @@ def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, cancell
         "model": body.model,
         "data": data,
         "usage": usage,
-        "patchbay": resolved.describe(path, engine.warnings(resolved.canonical)),
+        "patchbay": resolved.describe(ready.path, engine.warnings(resolved.canonical)),
     }
 
 

@@ -7,20 +7,13 @@ import binascii
 
 from patchbay.errors import InputError
 from patchbay.models.inputs import ArrayInput, ImageInput, Input
-from patchbay_server.errors import UnsupportedParameter
-from patchbay_server.schemas import ArrayItem, ImageItem, Item, ModelRequest
+from patchbay_server.schemas import ArrayItem, ImageItem, Item
 
 
 def to_inputs(items: Item | list[Item]) -> list[Input]:
     """Raises InputError for an image that is not base64."""
     listed = items if isinstance(items, list) else [items]
     return [_to_input(index, item) for index, item in enumerate(listed)]
-
-
-def check_path(request: ModelRequest) -> None:
-    """Raises UnsupportedParameter: every backbone is served by the patched path so far."""
-    if request.path == "decoupled":
-        raise UnsupportedParameter("the decoupled path is not available for this backbone; use 'patched'", param="path")
 
 
 def _to_input(index: int, item: Item) -> Input:

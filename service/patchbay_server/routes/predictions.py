@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from patchbay.engine.engine import Engine
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
-from patchbay_server.routes.items import check_path, to_inputs
+from patchbay_server.routes.items import to_inputs
 from patchbay_server.schemas import ClassifyRequest
 from patchbay_server.threads import run_inference
 
@@ -25,9 +25,8 @@ async def classify(request: Request, body: ClassifyRequest, engine: EngineDep, r
 
 
 def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
-    check_path(body)
-    resolved, path = resolver(body.model, body.patch, body.head)
-    results = engine.classify(resolved.canonical, to_inputs(body.input), resolved.names, resolved.head)
+    resolved, ready = resolver(body)
+    results = engine.classify(ready, to_inputs(body.input), resolved.names, resolved.head)
     return {
         "object": "list",
         "model": body.model,
@@ -35,5 +34,5 @@ def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, cancelled
             {"index": index, "label": result.label, "probabilities": result.probabilities}
             for index, result in enumerate(results)
         ],
-        "patchbay": resolved.describe(path, engine.warnings(resolved.canonical)),
+        "patchbay": resolved.describe(ready.path, engine.warnings(resolved.canonical)),
     }

@@ -7,7 +7,10 @@ import pytest
 from patchbay import errors
 from patchbay_server.commands.failures import ServerError, ServerUnreachable, explain
 
-FAILURES = {"PatchInProgress", "ShuttingDown", "StoreFull", "StoreUnavailable", "VersionConflict"}
+FAILURES = {
+    *("PatchInProgress", "ShuttingDown", "EngineFailed", "QueueFull", "DeadlineExceeded", "Cancelled"),
+    *("StoreFull", "StoreUnavailable", "VersionConflict"),
+}
 ROOTS = {"PatchbayError", "BackboneError", "StoreError"}  # never raised themselves
 CLASSES = [
     kind

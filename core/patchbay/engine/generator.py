@@ -1,0 +1,211 @@
+"""Text for many requests at once: their tokens, under whatever recipes, go through the model together.
+
+One thread calls `step`; others add and cancel. Knows nothing of the web and of how recipes are made ready.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Tokens
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from threading import Lock
+
+import torch
+
+from patchbay.engine.prefix import PrefixCache
+from patchbay.engine.recipes import Ready
+from patchbay.engine.runner import Piece, Runner
+from patchbay.engine.sampler import is_sound, logprob_of, sample
+from patchbay.engine.scheduler import TURN_STEPS, Limits, Scheduler, Turn
+from patchbay.engine.sequence import Sequence
+from patchbay.engine.solo import SoloRunner
+from patchbay.errors import BackboneError, Cancelled, DeadlineExceeded, NonFiniteValue, PatchbayError
+
+logger = logging.getLogger(__name__)
+Patch = Callable[[Ready | None], AbstractContextManager[None]]
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the start. `patched_steps` and `decoupled_steps` are forward passes."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    decoupled_steps: int = 0
+    patched_steps: int = 0
+
+
+class Generator:
+    """`patch(ready)` holds the weights for one turn: patched with the recipe, or the base's where that is None."""
+
+    def __init__(self, runner: Runner | SoloRunner, prefixes: PrefixCache | None, limits: Limits, patch: Patch) -> None:
+        self.counts = Counts()
+        self.scheduler = Scheduler(limits, runner.reserve)
+        self._runner, self._prefixes, self._patch = runner, prefixes, patch
+        self._lock = Lock()  # of the scheduler's queue
+        self._stopped: PatchbayError | None = None
+
+    def add(self, sequences: Tokens[Sequence]) -> None:
+        """All of them or none. Raises QueueFull, and what the generator was stopped with."""
+        with self._lock:
+            if self._stopped is not None:
+                raise self._stopped
+            self.scheduler.add(sequences)
+
+    def cancel(self, sequences: Iterable[Sequence]) -> None:
+        """They end at the next step, and nobody is told: who cancels does not listen."""
+        for sequence in sequences:
+            sequence.is_cancelled = True
+
+    def stop(self, error: PatchbayError) -> None:
+        """Everything under way and waiting ends with `error` at the next step, and nothing new is taken."""
+        self._stopped = error
+
+    def reset(self, error: PatchbayError) -> None:
+        """The same at once, and goes on with nothing: when the thread that stepped is dead."""
+        with self._lock:
+            sequences = [*self.scheduler.running, *self.scheduler.waiting]
+            self.scheduler = Scheduler(self.scheduler.limits, self._runner.reserve)
+        self._runner.reset()
+        self._fail(sequences, error)
+
+    def step(self) -> bool:
+        """One turn: a forward pass, or several in a row where weights are patched for them. False where nothing is to
+        be done.
+        """
+        self._enter()
+        turn = self.scheduler.turn()
+        group = self.scheduler.schedule(turn)
+        if not group:
+            return False
+        try:
+            with self._patch(None if turn is None else group[0][0].request.ready):
+                for _ in range(1 if turn is None else TURN_STEPS):
+                    if not self._advance(turn):
+                        break
+        except PatchbayError as error:  # the weights cannot be had: nobody of this group can go on
+            self._fail([sequence for sequence, _ in group], error)
+        return True
+
+    def _enter(self) -> None:
+        """Those who gave up leave, and others come in for them."""
+        with self._lock:
+            everyone = [*self.scheduler.running, *self.scheduler.waiting]
+        for sequence in everyone:
+            if self._stopped is not None:
+                sequence.fail(self._stopped)
+            elif sequence.is_cancelled:
+                sequence.fail(Cancelled("the request was cancelled"))
+            elif sequence.is_late:
+                sequence.fail(DeadlineExceeded("the request's time is over: it was given up"))
+        self._leave([sequence for sequence in everyone if sequence.is_over])
+        with self._lock:
+            admitted = self.scheduler.admit()
+        for sequence in admitted:
+            if self._prefixes and not sequence.wants_prompt:  # whose probabilities only a forward pass gives
+                tokens = sequence.request.prompt[:-1]  # the last one is read: its logits are the first answer's
+                sequence.computed = self._prefixes.restore(sequence.request.ready.key, tokens, sequence.place)
+
+    def _advance(self, turn: Turn) -> bool:
+        chosen = self.scheduler.schedule(turn)
+        if not chosen:
+            return False
+        if turn is None:
+            self.counts.decoupled_steps += 1
+        else:
+            self.counts.patched_steps += 1
+        self._forward(chosen)
+        self._enter()
+        return True
+
+    def _forward(self, chosen: list[tuple[Sequence, int]]) -> None:
+        """Where the pass fails, each half tries by itself: whoever is at fault fails alone. What was kept of a token is
+        written again, so that trying twice is as good as once.
+        """
+        pieces = [_piece(sequence, count) for sequence, count in chosen]
+        try:
+            logits = self._runner.run(pieces)
+        except Exception as error:  # whatever the model or a hook on it raises
+            if len(chosen) > 1:
+                middle = len(chosen) // 2
+                self._forward(chosen[:middle])
+                self._forward(chosen[middle:])
+                return
+            logger.exception("a request failed in the model")
+            self._fail([chosen[0][0]], _as_ours(error))
+            return
+        self._take([sequence for sequence, _ in chosen], pieces, logits)
+
+    def _take(self, sequences: list[Sequence], pieces: list[Piece], logits: torch.Tensor) -> None:
+        last: list[tuple[Sequence, torch.Tensor]] = []
+        rows = torch.split(logits, [piece.wanted for piece in pieces])
+        for sequence, piece, found in zip(sequences, pieces, rows, strict=True):
+            was_prompt = not sequence.draws.answer
+            sequence.computed += len(piece.tokens)
+            if was_prompt:
+                self.counts.prompt_tokens += len(piece.tokens)
+                _note_prompt(sequence, piece, found)
+            if sequence.computed == sequence.num_tokens:
+                last.append((sequence, found[-1]))
+        if last:
+            self._sample(last)
+
+    def _sample(self, last: list[tuple[Sequence, torch.Tensor]]) -> None:
+        sound = is_sound(torch.stack([row for _, row in last]))
+        bad = [sequence for (sequence, _), fine in zip(last, sound, strict=True) if not fine]
+        message = "the model's output is not finite under this recipe: use smaller weights"
+        self._fail(bad, NonFiniteValue(message, param="model"))
+        good = [pair for pair, fine in zip(last, sound, strict=True) if fine]
+        for sequence, _ in good:
+            if self._prefixes and not sequence.draws.answer:
+                self._prefixes.keep(sequence.request.ready.key, sequence.request.prompt, sequence.place)
+        asking = [pair for pair in good if pair[0].request.params.max_tokens]
+        for sequence, _ in good:
+            if not sequence.request.params.max_tokens:
+                sequence.end_without_answer()
+        if not asking:
+            return
+        found = sample(torch.stack([row for _, row in asking]), [sequence.draws for sequence, _ in asking])
+        for (sequence, _), token in zip(asking, found, strict=True):
+            self.counts.generated_tokens += 1
+            sequence.accept(token)
+
+    def _fail(self, sequences: Iterable[Sequence], error: PatchbayError) -> None:
+        for sequence in sequences:
+            sequence.fail(error)
+
+    def _leave(self, sequences: Iterable[Sequence]) -> None:
+        gone = list(sequences)
+        if not gone:
+            return
+        with self._lock:
+            self.scheduler.remove(gone)
+        for sequence in gone:
+            if sequence.place is not None:
+                self._runner.free(sequence.place, is_finite=not sequence.has_failed)
+                sequence.place = None
+
+
+def _piece(sequence: Sequence, count: int) -> Piece:
+    tokens = sequence.next_tokens(count)
+    ends = sequence.computed + len(tokens) == sequence.num_tokens
+    wanted = len(tokens) if sequence.wants_prompt and not sequence.draws.answer else int(ends)
+    return Piece(sequence.place, tokens, sequence.computed, sequence.request.ready.active, wanted)
+
+
+def _note_prompt(sequence: Sequence, piece: Piece, logits: torch.Tensor) -> None:
+    """Each row tells of the prompt's next token; the last one's may be the answer's first."""
+    count = sequence.request.params.prompt_logprobs
+    if count is None:
+        return
+    prompt, start = sequence.request.prompt, piece.start + 1
+    following = prompt[start : start + len(piece.tokens)]
+    sequence.read([logprob_of(row, token, count) for row, token in zip(logits, following, strict=False)])
+
+
+def _as_ours(error: Exception) -> PatchbayError:
+    if isinstance(error, PatchbayError):
+        return error
+    return BackboneError("the model failed on this request; the server's log says why")
