@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv test lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-codec clean
+.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -31,6 +31,10 @@ format: venv  ## rewrite the code in the one format
 test: lint  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server an error
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
+test-long: venv  ## thousands of interleaved requests, and every architecture that answers many at once
+	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
+	  tests/engine/test_isolation.py tests/engine/test_mixed.py
+
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
 
@@ -51,6 +55,9 @@ bench-merging: venv  ## which merging method keeps the most of several fine-tune
 
 bench-plans: venv  ## seconds and bytes of a NeuroMerge, by Gram matrices and by the published decomposition
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plans
+
+bench-serving: venv  ## many fine-tunes of one model, served in every way there is; QUICK=1 takes three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick)
 
 bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for each encoding
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.codec

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -105,6 +107,40 @@ def gpt2(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, lay
         eos_token_id=3,
     )
     return tokenizer(_save(GPT2LMHeadModel, config, folder, seed, dtype))
+
+
+def causal(
+    folder: Path, *, model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object
+) -> Path:
+    """A causal LM of any architecture that transformers knows. Attention looks back 24 tokens where the architecture
+    has a window, and weights are four times as large as they start, so that it matters.
+    """
+    known = AutoConfig.for_model(model_type)
+    # A key that the architecture does not know would stay in the config, where a cache may find it.
+    small = {key: value for key, value in _SMALL.items() if hasattr(known, key)}
+    small = {key: value for key, value in small.items() if known.attribute_map.get(key) not in small} | changes
+    config = AutoConfig.for_model(model_type, **small)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        for parameter in model.parameters():
+            parameter.data.mul_(4 if parameter.dim() > 1 else 1).add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return tokenizer(folder)
+
+
+# What architectures call the same thing; each takes what it knows.
+_SMALL: Mapping[str, object] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), HIDDEN),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), INNER),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), HEADS),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 128),
+    **dict.fromkeys(("sliding_window", "local_attention"), 24),
+    **{"vocab_size": VOCAB, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16},
+    **{"use_sliding_window": True, "max_window_layers": 0, "attention_types": [[["global", "local"], 1]]},
+    **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "rotary_dim": 8},
+}
 
 
 def bert_classifier(

@@ -8,6 +8,7 @@ PatchbayError
 │   ├── ShuttingDown             the engine was stopped while it answered
 │   ├── EngineFailed             the engine's thread died while it answered; it is started again
 │   ├── QueueFull                as many requests wait as may
+│   ├── CacheFull                more pinned in memory than its budget
 │   ├── DeadlineExceeded         the request's own time was over before its answer
 │   └── Cancelled                whoever asked has gone
 ├── InputError                   what was sent to the model cannot be read (image, array, text)
@@ -81,6 +82,10 @@ class EngineFailed(BackboneError):
 
 class QueueFull(BackboneError):
     code = "queue_full"
+
+
+class CacheFull(BackboneError):
+    code = "cache_full"
 
 
 class DeadlineExceeded(BackboneError):

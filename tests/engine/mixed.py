@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,14 +13,22 @@ from tests import pico
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
-from patchbay.engine.engine import Engine
+from patchbay.engine.cache import KVCache
+from patchbay.engine.engine import Budgets, Engine
+from patchbay.engine.generator import Generator
+from patchbay.engine.prefix import BLOCK, PrefixCache
 from patchbay.engine.recipes import Path as How
 from patchbay.engine.recipes import Ready
 from patchbay.engine.request import SamplingParams
-from patchbay.engine.texts import Collector
+from patchbay.engine.runner import Runner, geometry_of
+from patchbay.engine.scheduler import Limits
+from patchbay.engine.sequence import Sequence as Running
+from patchbay.engine.texts import Answer, Collector
+from patchbay.errors import Cancelled, PatchbayError
 from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, parse, settled
 
+LONG = os.environ.get("PATCHBAY_LONG") == "1"  # `make test-long`
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 NAMES = ("math", "code", "law", "art")
 RECIPES = (
@@ -37,13 +46,34 @@ RECIPES = (
 
 
 @dataclass
+class Asked:
+    """One request under way, of one prompt."""
+
+    text: str | None
+    prompt: tuple[int, ...]
+    collector: Collector
+    sequences: list[Running]
+
+    @property
+    def answer(self) -> Answer:
+        """The first one, as far as it is known."""
+        return self.collector.answers[0]
+
+    @property
+    def error(self) -> PatchbayError | None:
+        return self.answer.error
+
+
+@dataclass
 class Mixed:
-    """One resident model and `NAMES` deltas of it; `reference` is a second copy, which is patched."""
+    """One resident model and `NAMES` deltas of it; `reference` is a second copy, which is patched. `own`: what answers
+    instead of the engine's own generator.
+    """
 
     engine: Engine
-    deltas: Mapping[str, Delta]
+    deltas: dict[str, Delta]
     reference: Backbone
-    _answers: dict[tuple[str | None, tuple[int, ...], int], list[torch.Tensor]] = field(default_factory=dict)
+    own: Generator | None = None
 
     def recipe(self, text: str | None) -> CanonicalRecipe | None:
         if text is None:
@@ -53,6 +83,79 @@ class Mixed:
 
     def ready(self, text: str | None, path: How | None = None) -> Ready:
         return self.engine.prepare(self.recipe(text), path)
+
+    @property
+    def generator(self) -> Generator:
+        return self.own or self.engine.language.generator
+
+    def another(self, limits: Limits | None = None, budgets: Budgets | None = None) -> Mixed:
+        """The same model and deltas in an engine of its own, whose thread nobody has woken."""
+        engine = Engine(self.engine.backbone, self.deltas.__getitem__, budgets=budgets, limits=limits)
+        return Mixed(engine, self.deltas, self.reference)
+
+    def within(self, limits: Limits, kv_tokens: int, prefix_blocks: int) -> Mixed:
+        """The same engine with a generator of its own, which is made at once: for whoever needs hundreds."""
+        geometry = geometry_of(self.engine.backbone)
+        runner = Runner(self.engine.backbone, KVCache(geometry, kv_tokens * geometry.token_bytes))
+        prefixes = PrefixCache(geometry, prefix_blocks * BLOCK * geometry.token_bytes)
+        return replace(self, own=Generator(runner, prefixes, limits, self._weights))
+
+    @contextmanager
+    def _weights(self, ready: Ready | None) -> Iterator[None]:
+        if ready is None or ready.merged is None:
+            yield
+            return
+        terms = ready.merged.deltas(list(ready.deltas.values()))
+        with Patcher(self.engine.backbone).patched(ready.merged.plan, terms):
+            yield
+
+    def add(
+        self,
+        text: str | None,
+        prompt: tuple[int, ...],
+        params: SamplingParams = GREEDY,
+        *,
+        path: How | None = None,
+        n: int = 1,
+        deadline: float | None = None,
+    ) -> Asked:
+        """A request for somebody who steps: the engine's thread is not woken."""
+        collector = Collector(n)
+        texts = self.engine.language.texts
+        requests = texts.requests(self.ready(text, path), [prompt], params, collector, n=n, deadline=deadline)
+        asked = Asked(text, prompt, collector, list(map(Running, requests)))
+        self.generator.add(asked.sequences)
+        return asked
+
+    def add_all(self, texts: Sequence[str | None], seed: int, params: SamplingParams = GREEDY) -> list[Asked]:
+        return [self.add(text, prompt, params) for text, prompt in zip(texts, prompts(len(texts), seed), strict=True)]
+
+    def drain(self) -> None:
+        """Steps until nothing is left to do."""
+        for _ in range(10_000):
+            if not self.generator.step():
+                return
+        raise AssertionError("there is always something to do")
+
+    def check_answer(self, asked: Asked, count: int | None = None) -> None:
+        """It is over and has `count` tokens, or as many as it asked for; all of them are the merged copy's."""
+        assert asked.answer.error is None and asked.answer.finish_reason == "length"
+        wanted = asked.sequences[0].request.params.max_tokens if count is None else count
+        assert len(asked.answer.tokens) == wanted
+        self.check(asked.text, asked.prompt, asked.answer.tokens)
+
+    def check_all(self, asked: Sequence[Asked]) -> None:
+        for each in asked:
+            self.check_answer(each)
+
+    def end(self) -> None:
+        """Nobody is under way any more, nobody's memory is reserved, and the weights are what they were."""
+        scheduler, runner = self.generator.scheduler, self.engine.language.runner
+        used = runner.cache.used_tokens if isinstance(runner, Runner) else runner.used_tokens
+        left = (len(scheduler.running), len(scheduler.waiting), used)
+        self.generator.reset(Cancelled("the test is over"))
+        assert left == (0, 0, 0)
+        assert self.engine.verify().ok
 
     def logits(self, text: str | None, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
         """Of a merged copy, before each of the answer's tokens."""
@@ -92,6 +195,18 @@ def mixed(
         yield Mixed(engine, deltas, Backbone.load(base))
     finally:
         engine.close()
+
+
+@contextmanager
+def mixed_causal(model_type: str, folder: Path, **changes: object) -> Iterator[Mixed]:
+    """The same of any architecture."""
+    base = pico.causal(folder / "base", model_type=model_type, **changes)
+
+    def tuned(_: str, seed: int, scale: float) -> Path:
+        return pico.perturb(base, folder / f"tuned-{seed}", seed, scale)
+
+    with mixed(model_type, lambda _: base, tuned, folder) as found:
+        yield found
 
 
 def ask(

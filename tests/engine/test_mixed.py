@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests import pico
-from tests.engine.mixed import GREEDY, RECIPES, Mixed, ask, mixed, prompts
+from tests.engine.mixed import GREEDY, LONG, RECIPES, Mixed, ask, mixed, prompts
 
 from patchbay.backbone import Backbone
 from patchbay.engine.engine import Engine
@@ -31,7 +32,7 @@ def model(
         yield found
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(50 if LONG else 5))
 def test_a_mix_of_recipes_is_token_exact(model: Mixed, seed: int) -> None:
     generator = random.Random(seed)
     texts = [generator.choice(RECIPES) for _ in range(12)]
@@ -81,12 +82,33 @@ def test_a_long_prompt_is_read_in_pieces(model: Mixed) -> None:
 def test_memory_is_free_again(model: Mixed) -> None:
     asked = prompts(8, 7)
     ask(model, [(model.ready("math"), prompt) for prompt in asked])
-    generator = model.engine.language.generator
-    give_up = time.monotonic() + 10
-    while generator.scheduler.running and time.monotonic() < give_up:  # who asks is told before memory is free
+    cache = model.engine.language.runner.cache
+    give_up = time.monotonic() + 60
+    while cache.num_bytes and time.monotonic() < give_up:  # who asks is told before memory is free
         time.sleep(0.01)
-    runner = model.engine.language.runner
-    assert runner.cache.used_tokens == runner.cache.num_bytes == 0
+    assert cache.used_tokens == cache.num_bytes == 0
+
+
+def test_turns_of_what_cannot_be_decoupled(model_folder: Folder, finetune_folder: Folder, tmp_path: Path) -> None:
+    """Exact deltas, and one that adds tokens, patch the weights between turns of all others."""
+    with mixed("llama", model_folder, finetune_folder, tmp_path) as found:
+        base, tuned = found.reference.folder, finetune_folder("llama", 5, 0.1)
+        found.deltas["exact"] = pico.delta(base, tuned, tmp_path / "exact", density=1.0, exact=True)
+        grown = pico.grow(base, tmp_path / "grown", pico.VOCAB + 5)
+        pico.tokenizer(grown)
+        found.deltas["new"] = pico.delta(base, grown, tmp_path / "new", density=1.0, exact=True)
+        texts = ["exact", "math", None, "new", "math + code", "exact", "new", "neuromerging(math, code, law)"]
+        ready = [found.ready(text) for text in texts]
+        ways = [each.path for each in ready]
+        assert ways.count(How.PATCHED) == 4 and ways.count(How.DECOUPLED) == 3
+        asked = prompts(len(texts), 11)
+        asked[3] += (pico.VOCAB, pico.VOCAB + 4)
+        params = replace(GREEDY, max_tokens=40)  # several turns
+        answers = ask(found, list(zip(ready, asked, strict=True)), params)
+        for text, prompt, answer in zip(texts, asked, answers, strict=True):
+            assert len(answer) == params.max_tokens
+            found.check(text, prompt, answer)
+        assert found.engine.verify().ok
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])

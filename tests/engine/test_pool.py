@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchbay.engine.pool import Pool
+from patchbay.errors import CacheFull
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,30 @@ def test_a_look_changes_nothing() -> None:
     assert (pool.hits, pool.misses, len(pool)) == (0, 2, 2)
     pool.get("c", lambda: Value(4))
     assert pool.peek("a") is None, "it grew no younger"
+
+
+def test_what_is_pinned_stays() -> None:
+    pool: Pool[Value] = Pool(10)
+    pinned = pool.pin("a", lambda: Value(4))
+    for key in "bcd":
+        pool.get(key, lambda: Value(6))
+    assert pool.pin("a", lambda: Value(9)) is pool.get("a", lambda: Value(9)) is pinned
+    assert (len(pool), pool.num_bytes, pool.pinned_bytes, pool.is_pinned("a")) == (2, 10, 4, True)
+    pool.unpin("a")
+    pool.get("e", lambda: Value(10))
+    assert pool.peek("a") is None and pool.pinned_bytes == 0
+    pool.unpin("never pinned")
+
+
+def test_pins_over_the_budget_are_refused_and_change_nothing() -> None:
+    pool: Pool[Value] = Pool(10)
+    pool.pin("a", lambda: Value(4))
+    with pytest.raises(CacheFull, match=r"7 bytes cannot be pinned beside 4 .* 10; .*--delta-cache-bytes"):
+        pool.pin("b", lambda: Value(7))
+    assert (len(pool), pool.num_bytes, pool.is_pinned("b")) == (1, 4, False)
+    assert pool.get("b", lambda: Value(7)).num_bytes == 7, "it is made and handed out all the same"
+    pool.pin("c", lambda: Value(6))
+    assert (len(pool), pool.num_bytes, pool.pinned_bytes) == (2, 10, 10)
 
 
 @pytest.mark.parametrize("budget", [0, 9])
@@ -109,18 +134,38 @@ def test_those_who_waited_for_a_failure_make_their_own() -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 12), st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 6)), max_size=30))
-def test_it_is_an_lru_of_bytes(budget: int, asked: list[tuple[str, int]]) -> None:
+@given(
+    st.integers(0, 12),
+    st.lists(st.tuples(st.sampled_from(("get", "pin", "unpin")), st.sampled_from("abcd"), st.integers(0, 6))),
+)
+def test_it_is_an_lru_of_bytes(budget: int, asked: list[tuple[str, str, int]]) -> None:
     """Against the plainest one there is; a key's size is that of its first request while it is kept."""
     pool: Pool[Value] = Pool(budget)
     model: OrderedDict[str, int] = OrderedDict()
-    for key, size in asked:
+    pins: dict[str, int] = {}
+
+    def keep(key: str, size: int) -> None:
+        model[key] = size
+        while sum(model.values()) > budget:
+            del model[next(other for other in model if other not in pins)]
+
+    for action, key, size in asked:
         expected = model.get(key, size)
+        if action == "unpin":
+            pool.unpin(key)
+            pins.pop(key, None)
+            continue
         if key in model:
             model.move_to_end(key)
-        elif size <= budget:
-            model[key] = size
-            while sum(model.values()) > budget:
-                model.popitem(last=False)
-        assert pool.get(key, lambda s=size: Value(s)).num_bytes == expected  # type: ignore[misc]
+        elif size + sum(pins.values()) <= budget:
+            keep(key, size)
+        if action == "get":
+            assert pool.get(key, lambda s=size: Value(s)).num_bytes == expected  # type: ignore[misc]
+        elif key in pins or expected + sum(pins.values()) <= budget:
+            pins[key] = expected
+            assert pool.pin(key, lambda s=size: Value(s)).num_bytes == expected  # type: ignore[misc]
+        else:
+            with pytest.raises(CacheFull):
+                pool.pin(key, lambda s=size: Value(s))  # type: ignore[misc]
         assert (len(pool), pool.num_bytes) == (len(model), sum(model.values())) and pool.num_bytes <= budget
+        assert pool.pinned_bytes == sum(pins.values()) and pins.items() <= model.items()

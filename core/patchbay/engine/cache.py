@@ -60,13 +60,13 @@ class Shelf:
 
     def remove(self, place: Place, *, is_finite: bool) -> None:
         """The last row takes the place of the one that goes: rows in use stay side by side."""
-        if not is_finite:
-            for tensor in (*self.keys, *self.values):
-                tensor[place.row] = 0
         last = self.places.pop()
-        if last is not place:
-            for tensor in (*self.keys, *self.values):
+        for tensor in (*self.keys, *self.values):
+            if last is not place:
                 tensor[place.row] = tensor[last.row]
+            if last is not place or not is_finite:  # one that moves is not over: who knows what it holds
+                tensor[last.row] = 0
+        if last is not place:
             self.places[place.row] = last
             last.row = place.row
 
@@ -86,12 +86,13 @@ class KVCache:
 
     @property
     def num_tokens(self) -> int:
-        return sum(shelf.num_rows * shelf.capacity for shelf in self.shelves.values())
+        # A copy, here and below: others ask too while the engine's thread opens and closes shelves.
+        return sum(shelf.num_rows * shelf.capacity for shelf in list(self.shelves.values()))
 
     @property
     def used_tokens(self) -> int:
         """Reserved by sequences."""
-        return sum(len(shelf.places) * shelf.capacity for shelf in self.shelves.values())
+        return sum(len(shelf.places) * shelf.capacity for shelf in list(self.shelves.values()))
 
     def capacity_for(self, num_tokens: int) -> int:
         """Of the shelf that a sequence of `num_tokens` goes to."""
@@ -109,11 +110,13 @@ class KVCache:
         if num_tokens > self.max_tokens:
             raise ValueError(f"{num_tokens} tokens, and all memory is for {self.max_tokens}")
         capacity = self.capacity_for(num_tokens)
+        if self.used_tokens + capacity > self.max_tokens:
+            return None
         shelf = self.shelves.get(capacity)
         if shelf is None:
             shelf = self.shelves[capacity] = Shelf(self.geometry, capacity)
-        if len(shelf.places) == shelf.num_rows and not self._grow(shelf):
-            return None
+        if len(shelf.places) == shelf.num_rows:
+            self._grow(shelf)
         place = Place(shelf, len(shelf.places))
         shelf.places.append(place)
         return place
@@ -127,15 +130,11 @@ class KVCache:
         elif len(shelf.places) * 4 <= shelf.num_rows:
             shelf.resize(shelf.num_rows // 2)
 
-    def _grow(self, shelf: Shelf) -> bool:
-        """To twice as many rows, or to as many as there is room for."""
+    def _grow(self, shelf: Shelf) -> None:
+        """To twice as many rows, or to as many as there is room for: one at least, once nobody has spare ones."""
         if self.num_tokens + shelf.capacity > self.max_tokens:
             for other in self.shelves.values():
-                other.resize(len(other.places))
+                if len(other.places) < other.num_rows:
+                    other.resize(len(other.places))
         room = (self.max_tokens - self.num_tokens) // shelf.capacity
-        if not room:
-            if not shelf.places:
-                del self.shelves[shelf.capacity]
-            return False
         shelf.resize(shelf.num_rows + min(room, max(1, shelf.num_rows)))
-        return True

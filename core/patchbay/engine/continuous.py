@@ -9,7 +9,7 @@ import torch
 
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
-from patchbay.engine.cache import KVCache
+from patchbay.engine.cache import SHORTEST, KVCache
 from patchbay.engine.runner import Piece, Runner, geometry_of
 from patchbay.engine.solo import SoloRunner
 from patchbay.models.inputs import MAX_TOKENS
@@ -19,6 +19,8 @@ LENGTHS, PIECES = (3, 11, 7), (1, 4, 2)
 # Of the logits' own spread, by dtype.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
+BATCH_ROPE = frozenset({"dynamic", "longrope"})  # transformers chooses their frequencies for a whole batch
+
 
 def open_runner(backbone: Backbone, kv_bytes: int) -> tuple[Runner | SoloRunner, str | None]:
     """The runner of many where it gives the model's own answers; else the one of one after another, and why.
@@ -27,14 +29,25 @@ def open_runner(backbone: Backbone, kv_bytes: int) -> tuple[Runner | SoloRunner,
     """
     if backbone.task is Task.SEQ2SEQ_LM:
         return SoloRunner(backbone, 8 * MAX_TOKENS), "it has an encoder and a decoder"
+    if _is_turned_by_neighbours(backbone):
+        return SoloRunner(backbone, 8 * MAX_TOKENS), "its rotary frequencies follow the longest text of a batch"
     try:
-        runner = Runner(backbone, KVCache(geometry_of(backbone), kv_bytes))
-        error = _error(backbone, runner)
+        geometry = geometry_of(backbone)
+        # What is tried needs room, however little there will be for others.
+        room = len(LENGTHS) * SHORTEST * geometry.token_bytes
+        error = _error(backbone, Runner(backbone, KVCache(geometry, room)))
     except Exception as failure:  # whatever a model does with tokens that come one by one
         return SoloRunner(backbone, 8 * MAX_TOKENS), f"{type(failure).__name__}: {failure}"
     if not error <= TOLERANCE[backbone.model.dtype]:
         return SoloRunner(backbone, 8 * MAX_TOKENS), f"its logits differ by {error:.3g} of their spread"
-    return runner, None
+    return Runner(backbone, KVCache(geometry, kv_bytes)), None
+
+
+def _is_turned_by_neighbours(backbone: Backbone) -> bool:
+    """Whether a long text changes how others' positions are read: those that are tried here are too short to tell."""
+    types = [getattr(module, "rope_type", None) for module in backbone.model.modules()]
+    found = [name for kind in types for name in (kind.values() if isinstance(kind, dict) else [kind])]
+    return not BATCH_ROPE.isdisjoint(found)
 
 
 @torch.inference_mode()

@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from patchbay.architecture import CLASSIFIERS, Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
+from patchbay.engine.encoders import Encoders
 from patchbay.engine.language import Language
 from patchbay.engine.lock import FairLock
+from patchbay.engine.observer import Observer
 from patchbay.engine.pool import Pool
 from patchbay.engine.recipes import Load, Path, Ready, Recipes
 from patchbay.engine.scheduler import Limits
-from patchbay.errors import InputError, ShuttingDown, UnsupportedTask
+from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
 from patchbay.execute.prove import Proof, prove
 from patchbay.execute.wrap import wrap
 from patchbay.merge import CanonicalRecipe, Merged, find_method
 from patchbay.merge.preview import Preview, preview, warnings_of
-from patchbay.models.classifier import Classification, classify
-from patchbay.models.embedding import Embedded, embed
+from patchbay.models.classifier import Classification, Logits, check_classifier, classifications
+from patchbay.models.embedding import Embedded, UnitVectors, embedded
 from patchbay.models.heads import HeadModel, base_head, choose_head, delta_head
 from patchbay.models.inputs import Batch, Input, Inputs
 
@@ -54,8 +56,8 @@ class Verdict:
 
 
 class Engine:
-    """A language model's requests run together in a thread of its own, which `close` ends; an encoder's in their own,
-    one recipe at a time.
+    """A language model's requests run together in a thread of its own, which `close` ends; an encoder's together in
+    the thread of one of those who asked.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Engine:
         self.heads: Pool[HeadModel] = Pool(1 << 28)
         self._patcher = Patcher(backbone)
         self._lock = FairLock()  # of the resident weights
+        self._draining: ShuttingDown | None = None
         self._language: Language | None = None
         wrap(backbone)
         if backbone.task in LANGUAGE:
@@ -79,16 +82,16 @@ class Engine:
                 limits=limits or Limits(),
             )
         self.proof = self._prove()
+        self.encoders = Encoders(backbone, self._lock, self._weights)
+        if self._language is None:
+            is_plain = backbone.task is Task.EMBEDDING
+            self.encoders.why_alone(UnitVectors(backbone.model) if is_plain else Logits(backbone.model))
         self.recipes = Recipes(backbone, load, self.proof, delta_bytes=budgets.deltas, plan_bytes=budgets.plans)
 
     def prepare(self, recipe: CanonicalRecipe | None, path: Path | None = None) -> Ready:
         """Loads and merges what is missing, in the caller's thread. Raises InputError for a `path` that is not to be
         had, and what loading and merging raise.
         """
-        if self._language is None:
-            if path is Path.DECOUPLED:
-                raise InputError("encoders run on the patched path so far: leave 'path' out", param="path")
-            path = Path.PATCHED
         return self.recipes.prepare(recipe, path)
 
     @property
@@ -104,35 +107,57 @@ class Engine:
         """Labels for every input. `names` maps the recipe's digests to the names that the caller used; `head` is such a
         name.
 
-        Raises UnsupportedTask, AmbiguousHead, InputError.
+        Raises UnsupportedTask, AmbiguousHead, InputError, NonFiniteValue.
         """
         self._require("classify", *CLASSIFIERS, Task.EMBEDDING)
         batch = self._batch(inputs, ready)
         answering = self._head(ready.deltas, names, head)
-        with self._patched(ready):
-            return classify(answering, batch)
+        check_classifier(answering)
+        return classifications(answering, self.encoders.run(Logits(answering.model), ready, batch))
 
     def embed(self, ready: Ready, inputs: Sequence[Input]) -> Embedded:
-        """Unit vectors. Raises UnsupportedTask, InputError."""
+        """Unit vectors. Raises UnsupportedTask, InputError, NonFiniteValue."""
         self._require("embed", Task.EMBEDDING)
         batch = self._batch(inputs, ready)
-        with self._patched(ready):
-            return embed(self.backbone, batch)
+        return embedded(self.encoders.run(UnitVectors(self.backbone.model), ready, batch), batch)
+
+    @property
+    def path(self) -> Path:
+        """How deltas are run where nothing about them speaks against it."""
+        return Path.DECOUPLED if self.proof.ok else Path.PATCHED
+
+    def observe(self, observer: Observer) -> None:
+        """Tells it what happens from now on, instead of the one before."""
+        self.recipes.built = observer.built
+        if self._language is not None:
+            self._language.generator.observer = observer
+
+    def drain(self) -> None:
+        """No text is begun any more; those under way go on."""
+        self._draining = ShuttingDown("the server is shutting down: ask again elsewhere or later")
+        if self._language is not None:
+            self._language.generator.drain(self._draining)
 
     def stop(self) -> None:
         """Generation ends at its next token, now and from now on: the process is about to end."""
-        if self._language is not None:
-            self._language.generator.stop(ShuttingDown("the server is shutting down: ask again elsewhere or later"))
+        self.drain()
+        if self._language is not None and self._draining is not None:
+            self._language.generator.stop(self._draining)
             self._language.loop.wake()
 
     def close(self) -> None:
-        """Ends the engine's thread."""
+        """Ends the engine's thread, and with it every text that is under way."""
+        self.stop()
         if self._language is not None:
             self._language.close()
 
     def check_health(self) -> None:
-        """Raises BackboneError where nothing can be answered: weights that cannot be trusted, a thread that died."""
+        """Raises BackboneError where nothing can be answered: weights that cannot be trusted, a thread that died, an
+        engine that is drained.
+        """
         self._patcher.check()
+        if self._draining is not None:
+            raise self._draining
         if self._language is not None:
             self._language.check()
 
@@ -190,11 +215,16 @@ class Engine:
 
     @contextmanager
     def _patched(self, ready: Ready | None) -> Iterator[None]:
-        """The resident weights are this caller's: the base's, or patched where the recipe needs it."""
-        with self._lock:
-            if ready is None or ready.merged is None:
-                self._patcher.check()
-                yield
-                return
-            with self._patcher.patched(ready.merged.plan, ready.merged.deltas(list(ready.deltas.values()))):
-                yield
+        """The resident weights are this caller's: the base's, or patched where there is a recipe."""
+        with self._lock, self._weights(ready):
+            yield
+
+    @contextmanager
+    def _weights(self, ready: Ready | None) -> Iterator[None]:
+        """The same, of a caller that has the lock."""
+        if ready is None or ready.merged is None:
+            self._patcher.check()
+            yield
+            return
+        with self._patcher.patched(ready.merged.plan, ready.merged.deltas(list(ready.deltas.values()))):
+            yield

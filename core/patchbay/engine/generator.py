@@ -14,6 +14,7 @@ from threading import Lock
 
 import torch
 
+from patchbay.engine.observer import Observer
 from patchbay.engine.prefix import PrefixCache
 from patchbay.engine.recipes import Ready
 from patchbay.engine.runner import Piece, Runner
@@ -21,7 +22,7 @@ from patchbay.engine.sampler import is_sound, logprob_of, sample
 from patchbay.engine.scheduler import TURN_STEPS, Limits, Scheduler, Turn
 from patchbay.engine.sequence import Sequence
 from patchbay.engine.solo import SoloRunner
-from patchbay.errors import BackboneError, Cancelled, DeadlineExceeded, NonFiniteValue, PatchbayError
+from patchbay.errors import BackboneError, Cancelled, DeadlineExceeded, NonFiniteValue, PatchbayError, QueueFull
 
 logger = logging.getLogger(__name__)
 Patch = Callable[[Ready | None], AbstractContextManager[None]]
@@ -29,9 +30,14 @@ Patch = Callable[[Ready | None], AbstractContextManager[None]]
 
 @dataclass(slots=True)
 class Counts:
-    """Since the start. `patched_steps` and `decoupled_steps` are forward passes."""
+    """Since the start. `patched_steps` and `decoupled_steps` are forward passes; `prompt_tokens` were read by one, and
+    `prefix_tokens` were known, of `asked_tokens` that could have been; `refused` requests found the queue full.
+    """
 
     prompt_tokens: int = 0
+    asked_tokens: int = 0
+    prefix_tokens: int = 0
+    refused: int = 0
     generated_tokens: int = 0
     decoupled_steps: int = 0
     patched_steps: int = 0
@@ -42,22 +48,33 @@ class Generator:
 
     def __init__(self, runner: Runner | SoloRunner, prefixes: PrefixCache | None, limits: Limits, patch: Patch) -> None:
         self.counts = Counts()
+        self.observer = Observer()
         self.scheduler = Scheduler(limits, runner.reserve)
         self._runner, self._prefixes, self._patch = runner, prefixes, patch
         self._lock = Lock()  # of the scheduler's queue
         self._stopped: PatchbayError | None = None
+        self._draining: PatchbayError | None = None
 
     def add(self, sequences: Tokens[Sequence]) -> None:
-        """All of them or none. Raises QueueFull, and what the generator was stopped with."""
+        """All of them or none. Raises QueueFull, and what the generator was drained or stopped with."""
         with self._lock:
-            if self._stopped is not None:
-                raise self._stopped
-            self.scheduler.add(sequences)
+            if error := self._stopped or self._draining:
+                raise error
+            try:
+                self.scheduler.add(sequences)
+            except QueueFull:
+                self.counts.refused += len(sequences)
+                raise
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """They end at the next step, and nobody is told: who cancels does not listen."""
         for sequence in sequences:
             sequence.is_cancelled = True
+
+    def drain(self, error: PatchbayError) -> None:
+        """Nothing new is taken, which fails with `error`; what is under way and waiting goes on."""
+        with self._lock:
+            self._draining = error
 
     def stop(self, error: PatchbayError) -> None:
         """Everything under way and waiting ends with `error` at the next step, and nothing new is taken."""
@@ -70,6 +87,8 @@ class Generator:
             self.scheduler = Scheduler(self.scheduler.limits, self._runner.reserve)
         self._runner.reset()
         self._fail(sequences, error)
+        for sequence in sequences:
+            self.observer.finished(sequence)
 
     def step(self) -> bool:
         """One turn: a forward pass, or several in a row where weights are patched for them. False where nothing is to
@@ -82,11 +101,14 @@ class Generator:
             return False
         try:
             with self._patch(None if turn is None else group[0][0].request.ready):
-                for _ in range(1 if turn is None else TURN_STEPS):
-                    if not self._advance(turn):
+                self._advance(turn)
+                for _ in range(0 if turn is None else TURN_STEPS - 1):
+                    if self.scheduler.turn() != turn or not self._advance(turn):
                         break
-        except PatchbayError as error:  # the weights cannot be had: nobody of this group can go on
-            self._fail([sequence for sequence, _ in group], error)
+        except Exception as error:  # the weights cannot be had: nobody of this group can go on
+            if not isinstance(error, PatchbayError):
+                logger.exception("a group of requests failed")
+            self._fail([sequence for sequence, _ in group], _as_ours(error))
         return True
 
     def _enter(self) -> None:
@@ -107,6 +129,8 @@ class Generator:
             if self._prefixes and not sequence.wants_prompt:  # whose probabilities only a forward pass gives
                 tokens = sequence.request.prompt[:-1]  # the last one is read: its logits are the first answer's
                 sequence.computed = self._prefixes.restore(sequence.request.ready.key, tokens, sequence.place)
+                self.counts.asked_tokens += len(tokens)
+                self.counts.prefix_tokens += sequence.computed
 
     def _advance(self, turn: Turn) -> bool:
         chosen = self.scheduler.schedule(turn)
@@ -116,6 +140,7 @@ class Generator:
             self.counts.decoupled_steps += 1
         else:
             self.counts.patched_steps += 1
+        self.observer.stepped(sequence for sequence, _ in chosen)
         self._forward(chosen)
         self._enter()
         return True
@@ -139,38 +164,45 @@ class Generator:
         self._take([sequence for sequence, _ in chosen], pieces, logits)
 
     def _take(self, sequences: list[Sequence], pieces: list[Piece], logits: torch.Tensor) -> None:
-        last: list[tuple[Sequence, torch.Tensor]] = []
-        rows = torch.split(logits, [piece.wanted for piece in pieces])
-        for sequence, piece, found in zip(sequences, pieces, rows, strict=True):
+        last: list[Sequence] = []
+        places: list[int] = []  # of their rows
+        end = 0
+        for sequence, piece in zip(sequences, pieces, strict=True):
+            found, end = logits[end : end + piece.wanted], end + piece.wanted
             was_prompt = not sequence.draws.answer
             sequence.computed += len(piece.tokens)
             if was_prompt:
                 self.counts.prompt_tokens += len(piece.tokens)
                 _note_prompt(sequence, piece, found)
             if sequence.computed == sequence.num_tokens:
-                last.append((sequence, found[-1]))
+                last.append(sequence)
+                places.append(end - 1)
         if last:
-            self._sample(last)
+            self._sample(last, logits if len(places) == len(logits) else logits[places])
 
-    def _sample(self, last: list[tuple[Sequence, torch.Tensor]]) -> None:
-        sound = is_sound(torch.stack([row for _, row in last]))
-        bad = [sequence for (sequence, _), fine in zip(last, sound, strict=True) if not fine]
+    def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        """The next token of each, from its row."""
+        sound = is_sound(logits)
         message = "the model's output is not finite under this recipe: use smaller weights"
+        bad = [sequence for sequence, fine in zip(sequences, sound, strict=True) if not fine]
         self._fail(bad, NonFiniteValue(message, param="model"))
-        good = [pair for pair, fine in zip(last, sound, strict=True) if fine]
-        for sequence, _ in good:
-            if self._prefixes and not sequence.draws.answer:
+        asking = []
+        for number, (sequence, fine) in enumerate(zip(sequences, sound, strict=True)):
+            if fine and self._prefixes and not sequence.draws.answer:
                 self._prefixes.keep(sequence.request.ready.key, sequence.request.prompt, sequence.place)
-        asking = [pair for pair in good if pair[0].request.params.max_tokens]
-        for sequence, _ in good:
-            if not sequence.request.params.max_tokens:
+            if fine and sequence.request.params.max_tokens:
+                asking.append(number)
+            elif fine:
                 sequence.end_without_answer()
-        if not asking:
-            return
-        found = sample(torch.stack([row for _, row in asking]), [sequence.draws for sequence, _ in asking])
-        for (sequence, _), token in zip(asking, found, strict=True):
+        if asking:
+            rows = logits if len(asking) == len(logits) else logits[asking]
+            self._accept([sequences[number] for number in asking], rows)
+
+    def _accept(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        for sequence, token in zip(sequences, sample(logits, [sequence.draws for sequence in sequences]), strict=True):
             self.counts.generated_tokens += 1
             sequence.accept(token)
+            self.observer.produced(sequence)
 
     def _fail(self, sequences: Iterable[Sequence], error: PatchbayError) -> None:
         for sequence in sequences:
@@ -186,6 +218,7 @@ class Generator:
             if sequence.place is not None:
                 self._runner.free(sequence.place, is_finite=not sequence.has_failed)
                 sequence.place = None
+            self.observer.finished(sequence)
 
 
 def _piece(sequence: Sequence, count: int) -> Piece:

@@ -20,7 +20,7 @@ from patchbay.engine.runner import Runner
 from patchbay.engine.scheduler import Limits
 from patchbay.engine.sequence import Sequence as Running
 from patchbay.engine.texts import Answer, Collector, Prompt, Texts
-from patchbay.errors import Cancelled, EngineFailed
+from patchbay.errors import Cancelled, EngineFailed, ShuttingDown
 from patchbay.models.inputs import MAX_TOKENS, Inputs
 
 LOOK_S = 0.05  # how often somebody who waits for a whole answer looks whether it is still wanted
@@ -31,6 +31,17 @@ class Ticket:
     """Answers under way. Given back to `cancel`, they end at the next token."""
 
     sequences: tuple[Running, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """For keys and values: tokens that there is room for, and those that texts under way have reserved; bytes taken,
+    None where the model itself keeps them.
+    """
+
+    budget_tokens: int
+    used_tokens: int
+    num_bytes: int | None
 
 
 class Language:
@@ -83,6 +94,14 @@ class Language:
                 raise Cancelled("the request was cancelled")
         return collector.result()
 
+    @property
+    def memory(self) -> Memory:
+        """As it is now."""
+        if isinstance(self.runner, Runner):
+            cache = self.runner.cache
+            return Memory(cache.max_tokens, cache.used_tokens, cache.num_bytes)
+        return Memory(self.runner.max_tokens, self.runner.used_tokens, None)
+
     def check(self) -> None:
         """Raises EngineFailed while the thread is dead."""
         if not self.loop.is_alive:
@@ -90,6 +109,7 @@ class Language:
 
     def close(self) -> None:
         self.loop.stop()
+        self.generator.reset(ShuttingDown("the engine has ended"))
 
     def _died(self) -> None:
         self.generator.reset(EngineFailed("the engine failed while it answered: ask again"))

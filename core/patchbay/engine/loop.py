@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 class Loop:
     """Calls `step` until it returns False, and again whenever it is woken. What `step` raises ends the thread:
-    `on_death` is called, and a new one starts.
+    `on_death` is called, and a new one starts, whatever that raises.
     """
 
     def __init__(self, step: Callable[[], bool], on_death: Callable[[], None]) -> None:
@@ -64,7 +64,10 @@ class Loop:
                 return
             self.restarts += 1
             logger.error("the engine's thread died: it is started again")
-            self._on_death()
+            try:
+                self._on_death()
+            except Exception:  # such as a caller who is gone and cannot be told: others will come
+                logger.exception("not everybody could be told that the engine's thread died")
             self._worker = self._new_worker()
             self._worker.start()
 

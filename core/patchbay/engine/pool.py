@@ -10,6 +10,8 @@ from collections.abc import Callable
 from threading import Condition
 from typing import Generic, Protocol, TypeVar
 
+from patchbay.errors import CacheFull
+
 
 class Sized(Protocol):
     @property
@@ -22,7 +24,7 @@ V = TypeVar("V", bound=Sized)
 class Pool(Generic[V]):
     """A byte-bounded LRU with single flight: a second caller for a key waits for the first one's value.
 
-    A value larger than the budget is made and handed out, and not kept.
+    A value larger than the budget is made and handed out, and not kept. What is pinned counts and is never thrown out.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -31,6 +33,7 @@ class Pool(Generic[V]):
         self.hits = 0
         self.misses = 0
         self._values: OrderedDict[str, V] = OrderedDict()
+        self._pinned: dict[str, V] = {}
         self._pending: set[str] = set()
         self._changed = Condition()
 
@@ -55,6 +58,38 @@ class Pool(Generic[V]):
                 self._pending.discard(key)
                 self._changed.notify_all()
 
+    def pin(self, key: str, make: Callable[[], V]) -> V:
+        """The value, which stays until it is unpinned. Raises CacheFull where pinned values would exceed the budget,
+        and what `make` raises.
+        """
+        value = self.get(key, make)
+        with self._changed:
+            if key in self._pinned:
+                return self._pinned[key]
+            value = self._values.get(key, value)  # it may be gone again, or made anew
+            pinned = self.pinned_bytes
+            if pinned + value.num_bytes > self.max_bytes:
+                raise CacheFull(
+                    f"{value.num_bytes:,} bytes cannot be pinned beside {pinned:,} that are: the budget of this cache "
+                    f"is {self.max_bytes:,}; unpin something, or start with more --delta-cache-bytes"
+                )
+            self._pinned[key] = value
+            if key not in self._values:
+                self._keep(key, value)
+            return value
+
+    def unpin(self, key: str) -> None:
+        """From now on it is thrown out like any other. Nothing where it is not pinned."""
+        with self._changed:
+            self._pinned.pop(key, None)
+
+    def is_pinned(self, key: str) -> bool:
+        return key in self._pinned
+
+    @property
+    def pinned_bytes(self) -> int:
+        return sum(value.num_bytes for value in list(self._pinned.values()))
+
     def peek(self, key: str) -> V | None:
         """The value, where it is kept: nothing is counted or made, and it grows no younger."""
         with self._changed:
@@ -64,10 +99,10 @@ class Pool(Generic[V]):
         return len(self._values)
 
     def _keep(self, key: str, value: V) -> None:
-        if value.num_bytes > self.max_bytes:
+        if key not in self._pinned and value.num_bytes + self.pinned_bytes > self.max_bytes:
             return
         self._values[key] = value
         self.num_bytes += value.num_bytes
         while self.num_bytes > self.max_bytes:
-            _, oldest = self._values.popitem(last=False)
-            self.num_bytes -= oldest.num_bytes
+            oldest = next(other for other in self._values if other not in self._pinned)
+            self.num_bytes -= self._values.pop(oldest).num_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice, takewhile
 
 import torch
 
@@ -20,7 +21,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class PrefixCache:
-    """Blocks under `max_bytes`, least recently used out first. A block's name is a hash of all tokens up to its end."""
+    """Blocks under `max_bytes`, least recently used out first, and of a text its last ones first: without its beginning
+    they are of no use. A block's name is a hash of all tokens up to its end.
+    """
 
     def __init__(self, geometry: Geometry, max_bytes: int) -> None:
         self.max_blocks = max_bytes // (BLOCK * geometry.token_bytes)
@@ -34,31 +37,27 @@ class PrefixCache:
 
     def restore(self, key: str, tokens: Sequence[int], place: Place) -> int:
         """Writes what is known of the text's beginning to its place; how many tokens that is."""
-        found: list[list[Pair]] = []
-        for name in _names(key, tokens):
-            block = self._blocks.get(name)
-            if block is None:
-                break
+        found = list(takewhile(self._blocks.__contains__, _names(key, tokens)))
+        for name in reversed(found):
             self._blocks.move_to_end(name)
-            found.append(block)
-        for number, block in enumerate(found):
-            for (keys, values), (kept_keys, kept_values) in zip(_slices(place, number), block, strict=True):
+        for number, name in enumerate(found):
+            for (keys, values), (kept_keys, kept_values) in zip(
+                _slices(place, number), self._blocks[name], strict=True
+            ):
                 keys.copy_(kept_keys)
                 values.copy_(kept_values)
         self.hit_tokens += BLOCK * len(found)
         return BLOCK * len(found)
 
     def keep(self, key: str, tokens: Sequence[int], place: Place) -> None:
-        """Of a text whose tokens all have keys and values, all whole blocks that are not there yet."""
-        if not self.max_blocks:
-            return
-        for number, name in enumerate(_names(key, tokens)):
-            if name in self._blocks:
-                self._blocks.move_to_end(name)
-                continue
-            self._blocks[name] = [(keys.clone(), values.clone()) for keys, values in _slices(place, number)]
-            if len(self._blocks) > self.max_blocks:
-                self._blocks.popitem(last=False)
+        """Of a text whose tokens all have keys and values, all whole blocks that are not there yet and fit."""
+        names = list(islice(_names(key, tokens), self.max_blocks))
+        for number, name in reversed(list(enumerate(names))):
+            if name not in self._blocks:
+                if len(self._blocks) == self.max_blocks:
+                    self._blocks.popitem(last=False)
+                self._blocks[name] = [(keys.clone(), values.clone()) for keys, values in _slices(place, number)]
+            self._blocks.move_to_end(name)
 
 
 def _names(key: str, tokens: Sequence[int]) -> Iterator[bytes]:

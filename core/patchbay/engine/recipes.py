@@ -5,6 +5,7 @@ Made in the thread of whoever asks, so that a cold delta delays nobody else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -67,6 +68,7 @@ class Recipes:
         self.plans: Pool[Merged] = Pool(plan_bytes)
         # One for all requests of a recipe while any is under way: their rows are one segment then.
         self._in_use: WeakValueDictionary[str, ActivePlan] = WeakValueDictionary()
+        self.built: Callable[[float], None] = lambda seconds: None  # told how long each plan took
         self._load = load
 
     def prepare(self, recipe: CanonicalRecipe | None, wanted: Path | None = None) -> Ready:
@@ -92,7 +94,35 @@ class Recipes:
     def merged(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
         """Raises InvalidRecipe also where two deltas append rows."""
         appended_rows(list(deltas.values()))
-        return self.plans.get(recipe.hash, lambda: build(recipe, list(deltas.values()), self.backbone))
+        return self.plans.get(recipe.hash, partial(self._build, recipe, deltas))
+
+    def pin(self, digest: str) -> None:
+        """Loads a delta, and makes the kernels that it runs with, where they are missing; both stay until `unpin`.
+
+        Raises CacheFull, and as `load` does.
+        """
+        delta = self.deltas.pin(digest, partial(self._load, digest))
+        if not self.proof.ok or delta.appended:
+            return  # it runs by patches alone
+        try:
+            self.compiled.pin(digest, partial(CompiledDelta.of, delta, self.backbone))
+        except BaseException:
+            self.deltas.unpin(digest)
+            raise
+
+    def unpin(self, digest: str) -> None:
+        """Nothing where it is not pinned."""
+        self.deltas.unpin(digest)
+        self.compiled.unpin(digest)
+
+    def is_pinned(self, digest: str) -> bool:
+        return self.deltas.is_pinned(digest)
+
+    def _build(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
+        started = time.perf_counter()
+        merged = build(recipe, list(deltas.values()), self.backbone)
+        self.built(time.perf_counter() - started)
+        return merged
 
     def _not_decoupled(self, merged: Merged, deltas: Mapping[str, Delta]) -> str | None:
         """Why the weights themselves must change."""

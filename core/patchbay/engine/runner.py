@@ -16,7 +16,7 @@ from patchbay.backbone import Backbone
 from patchbay.engine.attention import Step
 from patchbay.engine.cache import Geometry, KVCache, Place
 from patchbay.execute.active import ActivePlan
-from patchbay.execute.context import Batch, Segment, delta_context, entered
+from patchbay.execute.context import Batch, delta_context, entered
 from patchbay.models.replay import Head
 
 
@@ -80,7 +80,7 @@ class Runner:
         key = tuple(map(id, plans))
         batch = self._batches.get(key)
         if batch is None:
-            batch = _make_batch(plans, self.backbone.device)
+            batch = Batch.of(plans, self.backbone.device)
             # The last two: one for all tokens, one for those with logits.
             self._batches = {**dict(list(self._batches.items())[-1:]), key: batch}
         return batch
@@ -111,10 +111,3 @@ def _wanted(pieces: Sequence[Piece]) -> list[int]:
         end += len(piece.tokens)
         found.extend(range(end - piece.wanted, end))
     return found
-
-
-def _make_batch(plans: Sequence[ActivePlan | None], device: torch.device) -> Batch:
-    rows: dict[int, tuple[ActivePlan | None, list[int]]] = {}
-    for row, plan in enumerate(plans):
-        rows.setdefault(id(plan), (plan, []))[1].append(row)
-    return Batch(tuple(Segment(tuple(found), plan) for plan, found in rows.values()), device)

@@ -34,7 +34,9 @@ class Draws:
 
 def sample(logits: torch.Tensor, draws: Sequence[Draws]) -> list[TokenLogprob]:
     """One token a row of fp32 logits [rows, vocabulary], which are finite or -inf."""
-    changed = torch.stack([_adjust(row, each) for row, each in zip(logits, draws, strict=True)])
+    changed = logits
+    if any(map(_is_adjusted, draws)):
+        changed = torch.stack([_adjust(row, each) for row, each in zip(logits, draws, strict=True)])
     greedy = changed.argmax(-1).tolist()
     tokens = [
         choice if each.params.temperature < MIN_TEMPERATURE else _draw(row, each)
@@ -48,8 +50,8 @@ def sample(logits: torch.Tensor, draws: Sequence[Draws]) -> list[TokenLogprob]:
 
 def is_sound(logits: torch.Tensor) -> list[bool]:
     """Which rows somebody can sample from: -inf is how a model masks, anything else that is not finite an accident."""
-    bad = (logits.isnan() | logits.isposinf()).any(-1) | logits.isneginf().all(-1)
-    return [not row for row in bad.tolist()]
+    found: list[bool] = logits.amax(-1).isfinite().tolist()  # NaN is the largest of all
+    return found
 
 
 def logprob_of(logits: torch.Tensor, token: int, count: int) -> TokenLogprob:
@@ -60,15 +62,21 @@ def logprob_of(logits: torch.Tensor, token: int, count: int) -> TokenLogprob:
     return TokenLogprob(token, float(logprobs[token]), top)
 
 
+def _is_adjusted(draws: Draws) -> bool:
+    params = draws.params
+    penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
+    return bool(penalised or params.logit_bias)
+
+
 def _adjust(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Penalties and biases. A row that has none is handed on, not copied."""
     params = draws.params
     penalised = params.presence_penalty or params.frequency_penalty
-    if params.repetition_penalty == 1 and not penalised and not params.logit_bias:
+    if not _is_adjusted(draws):
         return logits
     logits = logits.clone()
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*draws.prompt, *draws.answer}), device=logits.device)
+        seen = torch.tensor(sorted({*draws.prompt, *draws.answer}), dtype=torch.long, device=logits.device)
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)

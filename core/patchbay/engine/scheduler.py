@@ -59,21 +59,21 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Those that have memory from now on."""
         admitted: list[Sequence] = []
-        kept: deque[Sequence] = deque()
-        blocked = False
-        while self.waiting:
-            sequence = self.waiting.popleft()
-            if not blocked and len(self.running) < self.limits.max_running:
-                sequence.place = self._reserve(sequence.num_reserved)
+        passed: list[Sequence] = []
+        for sequence in tuple(self.waiting):
+            if passed and passed[0].skipped >= MAX_SKIPPED:  # nobody was passed more often than the first
+                break
+            if len(self.running) >= self.limits.max_running:
+                break
+            sequence.place = self._reserve(sequence.num_reserved)
             if sequence.place is None:
-                kept.append(sequence)
-                blocked = blocked or sequence.skipped >= MAX_SKIPPED or len(self.running) >= self.limits.max_running
+                passed.append(sequence)
                 continue
-            for passed in kept:
-                passed.skipped += 1
+            for each in passed:
+                each.skipped += 1
+            self.waiting.remove(sequence)
             self.running.append(sequence)
             admitted.append(sequence)
-        self.waiting = kept
         return admitted
 
     def remove(self, sequences: Iterable[Sequence]) -> None:

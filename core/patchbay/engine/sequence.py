@@ -5,6 +5,7 @@ Knows nothing of models and of other sequences.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
@@ -13,13 +14,17 @@ from typing import Any
 from patchbay.engine.request import Request, TokenLogprob, Update
 from patchbay.engine.sampler import Draws
 from patchbay.engine.text import TextStream
-from patchbay.errors import PatchbayError
+from patchbay.errors import Cancelled, PatchbayError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`place` is where its keys and values are, and None while it waits; `computed` how many tokens have theirs.
-    `skipped`: how often a later one was let in before it.
+    `skipped`: how often a later one was let in before it. Times are on the clock of `time.monotonic`; `waited` is how
+    long the last token took since the one before, or the first since the request came. `ended` is a finish reason, or
+    "abort" where it was given up, or "error".
     """
 
     request: Request
@@ -29,6 +34,11 @@ class Sequence:
     is_over: bool = False
     has_failed: bool = False
     is_cancelled: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+    told: float | None = None
+    waited: float = 0.0
+    over: float | None = None
+    ended: str | None = None
     draws: Draws = field(init=False)
     _text: TextStream = field(init=False)
     _prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -37,6 +47,8 @@ class Sequence:
         request = self.request
         self.draws = Draws(request.params, request.prompt)
         self._text = TextStream(request.tokenizer, request.context, request.params.stop)
+        if self.wants_prompt:
+            self._prompt_logprobs.append(TokenLogprob(request.prompt[0], None))
 
     @property
     def num_tokens(self) -> int:
@@ -71,6 +83,8 @@ class Sequence:
     def accept(self, found: TokenLogprob) -> None:
         """The next token, told to whoever asked, with what it ends."""
         params, request = self.request.params, self.request
+        now = time.monotonic()
+        self.waited, self.told = now - (self.told or self.arrived), now
         self.draws.answer.append(found.token)
         ended = (found.token in request.ends and not params.ignore_eos) or found.token in params.stop_token_ids
         text = self._text.push(found.token)
@@ -87,24 +101,35 @@ class Sequence:
 
     def fail(self, error: PatchbayError) -> None:
         if not self.is_over:
-            self.is_over = self.has_failed = True
-            self.request.sink(Update(self.request.index, error=error))
+            self._note("abort" if isinstance(error, Cancelled) else "error")
+            self.has_failed = True
+            self._send(Update(self.request.index, error=error))
 
     def _end(self, reason: str, text: str, found: TokenLogprob | None) -> None:
-        self.is_over = True
         text += self._text.finish()
         if self._text.stopped:
             reason = "stop"
+        self._note(reason)
         new = () if found is None else (found,)
         self._tell(Update(self.request.index, text, tuple(each.token for each in new), new, finish_reason=reason))
 
+    def _note(self, ended: str) -> None:
+        self.is_over, self.ended, self.over = True, ended, time.monotonic()
+
     def _tell(self, update: Update) -> None:
         """Before anything else, the prompt's own probabilities, where they were asked for."""
-        if self.wants_prompt and self._prompt_logprobs:
-            told = (TokenLogprob(self.request.prompt[0], None), *self._prompt_logprobs)
-            self.request.sink(Update(self.request.index, prompt_logprobs=told))
+        if self._prompt_logprobs:
+            self._send(Update(self.request.index, prompt_logprobs=tuple(self._prompt_logprobs)))
             self._prompt_logprobs = []
-        self.request.sink(update)
+        self._send(update)
+
+    def _send(self, update: Update) -> None:
+        """A sink that fails is one that nobody reads: it must not fail others."""
+        try:
+            self.request.sink(update)
+        except Exception:
+            logger.exception("an answer could not be told")
+            self.is_cancelled = True
 
     @property
     def is_late(self) -> bool:

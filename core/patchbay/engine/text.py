@@ -6,6 +6,7 @@ Knows nothing of models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,8 +15,8 @@ _HALF = "�"  # what a tokenizer writes for bytes that are no character yet
 
 
 class TextStream:
-    """The answer to `prompt`, so that the prompt's text and this one's are the whole text. Ends at the first of `stop`,
-    which is no part of it.
+    """The answer to `prompt`, so that the prompt's text and this one's are the whole text. Ends where the first of
+    `stop` is complete, which is no part of it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
@@ -39,6 +40,8 @@ class TextStream:
         window = self._tokens[self._shown :]
         known = self._decode(window[: self._read - self._shown])
         text = self._decode(window)
+        if known.endswith(_HALF):  # the prompt ends within a character, which may be whole now
+            known = commonprefix([known, text])
         if not final and (len(text) <= len(known) or text.endswith(_HALF)):
             return ""
         self._shown, self._read = self._read, len(self._tokens)
@@ -49,10 +52,11 @@ class TextStream:
 
     def _take(self, new: str, *, final: bool) -> str:
         text = self._held + new
-        cut = min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
+        # The first that is complete, the longest of those: so it is the same one whatever tokens the text comes in.
+        found = [(place + len(stop), place) for stop in self._stop if (place := text.find(stop)) >= 0]
+        if found:
             self.stopped, self._held = True, ""
-            return text[:cut]
+            return text[: min(found)[1]]
         keep = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -94,10 +94,13 @@ class Texts:
     ) -> list[Request]:
         """`n` answers to every prompt, numbered in this order; the seed of a prompt's k-th is `params.seed` + k.
 
-        Raises InputError where a prompt and `max_tokens` are too long, or a token is outside the vocabulary.
+        Raises InputError where a prompt and `max_tokens` are too long, a token is outside the vocabulary, or the model
+        cannot tell of prompts.
         """
         tokenizer = self.inputs.tokenizer_with(ready.tokens)
         self._check_tokens(params, self.inputs.vocabulary + ready.num_appended)
+        if params.prompt_logprobs is not None and self.backbone.task is Task.SEQ2SEQ_LM:
+            raise InputError("an encoder's prompt has no probabilities: leave 'prompt_logprobs' out", param="prompt")
         ends = frozenset(end_tokens(self.backbone, tokenizer, self.inputs.vocabulary + ready.num_appended))
         found: list[Request] = []
         for prompt in prompts:

@@ -6,7 +6,7 @@ Knows nothing of batches and layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -43,13 +43,21 @@ class CompiledDelta:
         return sum(kernel.num_bytes for kernel in self.kernels.values())
 
 
-@dataclass(frozen=True)
+Terms = Sequence[tuple[CompiledDelta, torch.Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
 class ActivePlan:
-    """One recipe's plan with what its coefficients are for, in their order."""
+    """One recipe's plan with what its coefficients are for, in their order. What batches ask of it again and again is
+    worked out once: coefficients, and merged vectors, but no merged matrix, which may be as large as the base's.
+    """
 
     plan: MergePlan
     deltas: tuple[CompiledDelta, ...]
     backbone: Backbone
+    _terms: dict[str, Terms] = field(default_factory=dict)
+    _scales: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    _vectors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def changes(self, name: str) -> bool:
         return name in self.plan.matrices or name in self.plan.vectors or name in self.plan.copied
@@ -65,8 +73,13 @@ class ActivePlan:
                 found[name] = CompiledDelta(self.deltas[0].delta, {name: Dense(whole.to(self.backbone.device))})
         return found
 
-    def terms(self, name: str) -> list[tuple[CompiledDelta, torch.Tensor]]:
+    def terms(self, name: str) -> Terms:
         """The deltas that change a matrix, each with its coefficients [out] or [1], on the backbone's device."""
+        if name not in self._terms:
+            self._terms[name] = self._find_terms(name)
+        return self._terms[name]
+
+    def _find_terms(self, name: str) -> Terms:
         if name in self._whole:
             return [(self._whole[name], torch.ones(1, device=self.backbone.device))]
         if name not in self.plan.matrices:
@@ -76,14 +89,18 @@ class ActivePlan:
 
     def base_scale(self, name: str) -> torch.Tensor | None:
         """[out] or [1]; None where it is 1."""
-        matrix = self.plan.matrices.get(name)
-        if matrix is None or bool((matrix.base_scale == 1).all()):
-            return None
-        return matrix.base_scale.to(self.backbone.device)
+        if name not in self._scales:
+            matrix = self.plan.matrices.get(name)
+            plain = matrix is None or bool((matrix.base_scale == 1).all())
+            self._scales[name] = None if matrix is None or plain else matrix.base_scale.to(self.backbone.device)
+        return self._scales[name]
 
     def merged(self, name: str) -> torch.Tensor:
         """The whole tensor under this plan, as a patch would write it, but for bits that only a patch restores."""
-        return _merged(self.backbone, name, self.plan, [delta.delta for delta in self.deltas])
+        if name in self._vectors:
+            return self._vectors[name]
+        found = _merged(self.backbone, name, self.plan, [delta.delta for delta in self.deltas])
+        return found if found.dim() > 1 else self._vectors.setdefault(name, found)
 
 
 def _merged(backbone: Backbone, name: str, plan: MergePlan, deltas: Sequence[Delta]) -> torch.Tensor:

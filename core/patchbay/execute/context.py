@@ -31,15 +31,41 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What one matrix costs a batch: `scale` [B, out] or [B, 1] of the base's product; for each delta the batch's rows
-    that use it; and of all these, one delta after the other, the row [N] and its coefficients [N, out] or [N, 1].
+class Table:
+    """Numbers that many rows share: `values` [entries, out] or [entries, 1], and which entry each row has, None where
+    row i has entry i.
     """
 
-    scale: torch.Tensor | None
-    terms: tuple[tuple[Kernel, Rows], ...]
+    values: torch.Tensor
+    entries: torch.Tensor | None
+
+    def of_rows(self, rows: slice = slice(None)) -> torch.Tensor:
+        """[rows, 1, out] or [rows, 1, 1]."""
+        values = self.values[rows] if self.entries is None else self.values[self.entries[rows]]
+        return values[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """For each delta the batch's rows that use it, and of all these, one delta after the other, the row [N] and the
+    number of the pair of delta and segment that it comes from, None where there are as many pairs as rows.
+    """
+
+    by_delta: tuple[Rows, ...]
     rows: torch.Tensor
-    coefficients: torch.Tensor
+    pairs: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one matrix costs a batch: `scale` of the base's product, the products to be made, where they go, and what
+    they are multiplied by; None where that is 1 throughout.
+    """
+
+    scale: Table | None
+    kernels: tuple[Kernel, ...]
+    places: Places
+    coefficients: Table | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,15 @@ class Batch:
     device: torch.device
     _work: dict[str, Work | None] = field(default_factory=dict)
     _values: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    _places: dict[tuple[tuple[int, ...], ...], Places] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plans: Sequence[ActivePlan | None], device: torch.device) -> Batch:
+        """Of rows by their plans, None for the base: those with the same plan are one segment."""
+        rows: dict[int, tuple[ActivePlan | None, list[int]]] = {}
+        for row, plan in enumerate(plans):
+            rows.setdefault(id(plan), (plan, []))[1].append(row)
+        return cls(tuple(Segment(tuple(found), plan) for plan, found in rows.values()), device)
 
     @cached_property
     def num_rows(self) -> int:
@@ -97,25 +132,45 @@ class Batch:
         return found
 
     def _find_work(self, name: str) -> Work:
-        used: dict[int, tuple[Kernel, list[int], list[torch.Tensor]]] = {}
-        scales: dict[int, torch.Tensor] = {}
-        for segment in self.segments:
+        used: dict[int, tuple[Kernel, list[tuple[int, torch.Tensor]]]] = {}
+        scales: list[torch.Tensor | None] = [None] * len(self.segments)
+        for number, segment in enumerate(self.segments):
             if segment.plan is None:
                 continue
             for delta, coefficients in segment.plan.terms(name):
-                entry = used.setdefault(id(delta), (delta.kernels[name], [], []))
-                entry[1].extend(segment.rows)
-                entry[2].extend([coefficients] * len(segment.rows))
-            scale = segment.plan.base_scale(name)
-            if scale is not None:
-                scales |= dict.fromkeys(segment.rows, scale)
-        one = torch.ones(1, device=self.device)
+                used.setdefault(id(delta), (delta.kernels[name], []))[1].append((number, coefficients))
+            scales[number] = segment.plan.base_scale(name)
+        places = self._find_places(tuple(tuple(number for number, _ in found) for _, found in used.values()))
+        coefficients = _stacked([each for _, found in used.values() for _, each in found])
         return Work(
-            scale=_stacked([scales.get(row, one) for row in range(self.num_rows)]) if scales else None,
-            terms=tuple((kernel, self._place(rows)) for kernel, rows, _ in used.values()),
-            rows=self._index([row for _, rows, _ in used.values() for row in rows]),
-            coefficients=_stacked([each for _, _, found in used.values() for each in found]),
+            scale=self._scale(scales),
+            kernels=tuple(kernel for kernel, _ in used.values()),
+            places=places,
+            coefficients=None if bool((coefficients == 1).all()) else Table(coefficients, places.pairs),
         )
+
+    def _scale(self, scales: Sequence[torch.Tensor | None]) -> Table | None:
+        if all(scale is None for scale in scales):
+            return None
+        one = torch.ones(1, device=self.device)
+        order = [0] * self.num_rows
+        for number, segment in enumerate(self.segments):
+            for row in segment.rows:
+                order[row] = number
+        return Table(_stacked([one if scale is None else scale for scale in scales]), self._index(order))
+
+    def _find_places(self, segments: tuple[tuple[int, ...], ...]) -> Places:
+        """`segments`: for each delta the numbers of those that use it: most matrices have the same."""
+        if segments not in self._places:
+            rows = [[row for number in numbers for row in self.segments[number].rows] for numbers in segments]
+            sizes = [len(self.segments[number].rows) for numbers in segments for number in numbers]
+            pairs = [pair for pair, size in enumerate(sizes) for _ in range(size)]
+            self._places[segments] = Places(
+                tuple(map(self._place, rows)),
+                self._index([row for found in rows for row in found]),
+                None if len(sizes) == len(pairs) else self._index(pairs),
+            )
+        return self._places[segments]
 
     def _place(self, rows: Sequence[int]) -> Rows:
         """A slice costs a fifth of an index, and a small product is not much longer than that."""

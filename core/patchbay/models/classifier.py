@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from patchbay.errors import UnsupportedTask
 from patchbay.models.heads import HeadModel
-from patchbay.models.inputs import MAX_BATCH, Batch, parts
 from patchbay.models.outputs import check_finite
+from patchbay.models.replay import Head, Tensors, encoder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +24,42 @@ class Classification:
     probabilities: dict[str, float]
 
 
-@torch.inference_mode()
-def classify(head: HeadModel, batch: Batch) -> list[Classification]:
-    """softmax(logits) in fp32; sigmoid for a multi-label head.
+@dataclass(frozen=True)
+class Logits:
+    """A classifier's, fp32 [inputs, labels]."""
 
-    Raises UnsupportedTask for a regression head, NonFiniteValue where the weights drive the logits out of range.
-    """
+    model: PreTrainedModel
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        return encoder_of(self.model)
+
+    def whole(self, inputs: Tensors) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits.float()
+
+    def after(self, output: ModelOutput, inputs: Tensors) -> torch.Tensor:
+        return self._head.after(output, inputs)
+
+    @cached_property
+    def _head(self) -> Head:
+        return Head(self.model)
+
+
+def check_classifier(head: HeadModel) -> None:
+    """Raises UnsupportedTask for a regression head."""
     config = head.model.config
     if config.num_labels == 1 or config.problem_type == "regression":
         raise UnsupportedTask("this head is a regression, not a classifier", param="model")
-    logits = torch.cat([head.model(**part).logits.float() for part in parts(batch, MAX_BATCH)])
+
+
+def classifications(head: HeadModel, logits: torch.Tensor) -> list[Classification]:
+    """softmax(logits) in fp32, of logits [inputs, labels]; sigmoid for a multi-label head.
+
+    Raises NonFiniteValue where the weights drive the logits out of range.
+    """
     check_finite(bool(torch.isfinite(logits).all()))
-    multi_label = config.problem_type == "multi_label_classification"
+    multi_label = head.model.config.problem_type == "multi_label_classification"
     probabilities = torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=-1)
     return [
         Classification(head.labels[int(row.argmax())], dict(zip(head.labels, row.tolist(), strict=True)))

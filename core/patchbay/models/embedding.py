@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from patchbay.backbone import Backbone
-from patchbay.models.inputs import MAX_BATCH, Batch, parts
+from patchbay.models.inputs import Batch
 from patchbay.models.outputs import check_finite
+from patchbay.models.replay import Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,29 +22,43 @@ class Embedded:
     num_tokens: int
 
 
-@torch.inference_mode()
-def embed(backbone: Backbone, batch: Batch) -> Embedded:
-    """The embeddings of one batch.
+@dataclass(frozen=True, slots=True)
+class UnitVectors:
+    """A plain encoder's, fp32 [inputs, width]; not finite where the weights are out of range.
 
     Text is pooled as sentence-transformers does by default: the mean of the last hidden states under the attention
-    mask. Raises NonFiniteValue where the weights drive the output out of range.
+    mask.
     """
-    vectors = torch.cat([unit_vectors(backbone, part) for part in parts(batch, MAX_BATCH)])
+
+    model: PreTrainedModel
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        return self.model
+
+    def whole(self, inputs: Tensors) -> torch.Tensor:
+        return self.after(self.model(**inputs), inputs)
+
+    def after(self, output: ModelOutput, inputs: Tensors) -> torch.Tensor:
+        return torch.nn.functional.normalize(_pooled(output, inputs), dim=-1)
+
+
+def embedded(vectors: torch.Tensor, inputs: Batch) -> Embedded:
+    """The answer to `inputs`. Raises NonFiniteValue where the weights drove the vectors out of range."""
     check_finite(bool(torch.isfinite(vectors).all()))
-    num_tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
+    num_tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else 0
     return Embedded(vectors.cpu(), num_tokens)
 
 
 def unit_vectors(backbone: Backbone, batch: Batch) -> torch.Tensor:
     """fp32 [inputs, width] of one forward pass, differentiable; not finite where the weights are out of range."""
-    return torch.nn.functional.normalize(_pooled(backbone, batch), dim=-1)
+    return UnitVectors(backbone.model).whole(batch)
 
 
-def _pooled(backbone: Backbone, batch: Batch) -> torch.Tensor:
-    output = backbone.model(**batch)
-    if "attention_mask" in batch:
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        summed: torch.Tensor = (output.last_hidden_state.float() * mask).sum(1)
-        return summed / mask.sum(1).clamp(min=1)
+def _pooled(output: ModelOutput, inputs: Tensors) -> torch.Tensor:
+    hidden: torch.Tensor = output.last_hidden_state  # type: ignore[attr-defined]
+    if "attention_mask" in inputs:
+        mask = inputs["attention_mask"].unsqueeze(-1).float()
+        return (hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
     pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
-    return (output.last_hidden_state[:, 0] if pooled is None else pooled).float()
+    return (hidden[:, 0] if pooled is None else pooled).float()

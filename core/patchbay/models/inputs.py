@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 from patchbay.backbone import Backbone
 from patchbay.delta.manifest import MAX_RANK, Token
 from patchbay.errors import InputError, InvalidRecipe
+from patchbay.models.chat import Message, render
 
 MAX_PIXELS = 1 << 24
 # Where positions have no end (T5): attention's memory grows with the square.
@@ -106,9 +107,18 @@ class Inputs:
 
     def encode(self, text: str, tokens: Iterable[Token] = ()) -> tuple[int, ...]:
         """A text's tokens, whole."""
+        return self._encode(self.tokenizer_with(tokens), text, special=True)
+
+    def chat(self, messages: Sequence[Message], tokens: Iterable[Token] = ()) -> tuple[int, ...]:
+        """The tokens of messages up to where the answer begins. Raises InputError without a chat template, and where it
+        refuses the messages.
+        """
         tokenizer = self.tokenizer_with(tokens)
+        return self._encode(tokenizer, render(tokenizer, messages), special=False)  # the template has written them
+
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
         with self._tokenizing:
-            ids: list[int] = tokenizer(text)["input_ids"]
+            ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
         return tuple(ids)
 
     def _text(self, texts: list[str], tokens: Iterable[Token], vocabulary: int) -> Batch:

@@ -1,0 +1,26 @@
+"""Who is told what the engine does, to count it. Called in the engine's threads: quickly answered, and never raising.
+
+Knows nothing of what is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from patchbay.engine.sequence import Sequence
+
+
+class Observer:
+    """Does nothing: what somebody wants to know they override."""
+
+    def stepped(self, sequences: Iterable[Sequence]) -> None:
+        """A forward pass for these begins."""
+
+    def produced(self, sequence: Sequence) -> None:
+        """It has a new token."""
+
+    def finished(self, sequence: Sequence) -> None:
+        """It is over, however it ended."""
+
+    def built(self, seconds: float) -> None:
+        """A plan was not in memory and has been made."""
