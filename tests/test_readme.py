@@ -100,7 +100,7 @@ def test_curl_lines_are_answered(server: dict[str, str], place: Path, command: s
     done = run(command, place, server)
     assert done.returncode == 0, done.stderr
     assert '"object":"text_completion"' in done.stdout, done.stdout
-    assert '"path":"patched"' in done.stdout
+    assert '"path":"decoupled"' in done.stdout
 
 
 def test_the_python_lines_run(server: dict[str, str], place: Path) -> None:

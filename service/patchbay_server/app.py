@@ -37,6 +37,7 @@ def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) ->
     app.state.queue, app.state.stopping = queue, Event()
     app.state.inference = anyio.CapacityLimiter(THREADS)
     app.state.metrics = metrics = Metrics(engine, queue)
+    engine.observe(metrics.generation)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:

@@ -48,6 +48,7 @@ STATUS: Mapping[type, int] = {
     errors.NameTaken: 409,
     errors.VersionConflict: 409,
     errors.DeltaInUse: 409,
+    errors.CacheFull: 409,
     errors.DeltaTooLarge: 413,
     errors.UnsupportedFile: 415,
     UnsupportedParameter: 422,
@@ -107,6 +108,8 @@ def _respond(
 ) -> JSONResponse:
     if status == HTTPStatus.UNAUTHORIZED:
         headers = {"WWW-Authenticate": "Bearer"}
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        headers = {"Retry-After": "1"}  # in seconds
     return JSONResponse(error_body(message, status, code, param), status, headers)
 
 

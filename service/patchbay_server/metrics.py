@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from patchbay.engine.engine import Engine
 from patchbay.errors import PatchbayError
+from patchbay_server.generation_metrics import GenerationMetrics
 from patchbay_server.jobs.base import JobQueue, State
 
 
@@ -33,11 +34,15 @@ class Metrics:
         for state in State:
             jobs.labels(state).set_function(lambda s=state: _count(queue, s))  # type: ignore[misc]
         self._gauge("patchbay_resident_bytes", "Bytes of the resident base.", lambda: engine.backbone.num_bytes)
-        for name, pool in (("delta", engine.recipes.deltas), ("plan", engine.recipes.plans)):
+        recipes = engine.recipes
+        for name, pool in (("delta", recipes.deltas), ("compiled", recipes.compiled), ("plan", recipes.plans)):
             self._gauge(f"patchbay_{name}_cache_bytes", f"Bytes of cached {name}s.", lambda p=pool: p.num_bytes)
             self._gauge(f"patchbay_{name}_cache_entries", f"Cached {name}s.", lambda p=pool: len(p))
             self._gauge(f"patchbay_{name}_cache_hits", f"Requests that found their {name}.", lambda p=pool: p.hits)
             self._gauge(f"patchbay_{name}_cache_misses", "Requests that had to make it.", lambda p=pool: p.misses)
+        pinned = recipes.deltas
+        self._gauge("patchbay_pinned_delta_bytes", "Bytes of pinned deltas.", lambda: pinned.pinned_bytes)
+        self.generation = GenerationMetrics(engine, self.registry)
 
     def render(self) -> bytes:
         """Prometheus' text format."""

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from threading import Event
@@ -16,6 +17,7 @@ import uvicorn
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
 from patchbay.engine.engine import Budgets, Engine
+from patchbay.engine.scheduler import Limits
 from patchbay.errors import DeltaError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
 from patchbay.store.base import DEFAULT_TENANT
@@ -24,11 +26,13 @@ from patchbay.store.hub import Hub
 from patchbay_server.app import create_app
 from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.jobs.supervisor import Workers
+from patchbay_server.pins import preload
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.urls import open_catalog
 
 DRAIN_S = 15  # seconds that requests under way are given to end
+END_S = 5  # and that they then have to say that they were ended
 
 
 class CannotListen(PatchbayError):
@@ -74,12 +78,19 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
                 f"the stored bytes of {digest} cannot be served: {error.message}; upload the same file again"
             ) from error
 
-    return Engine(backbone, load, budgets=Budgets(deltas=settings.delta_cache_bytes))
+    budgets = Budgets(
+        deltas=settings.delta_cache_bytes,
+        plans=settings.plan_cache_bytes,
+        kv=settings.kv_bytes,
+        prefixes=settings.prefix_bytes,
+    )
+    limits = Limits(settings.max_running, settings.max_step_tokens, settings.max_waiting)
+    return Engine(backbone, load, budgets=budgets, limits=limits)
 
 
 def serve(settings: Settings) -> None:
-    """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen, WrongBase or StoreUnavailable before it
-    listens.
+    """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen, WrongBase, StoreUnavailable, or NotFound for
+    a delta to preload, before it listens.
     """
     with _bind(settings) as listener:  # before the base is loaded, which can take minutes
         backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
@@ -87,13 +98,18 @@ def serve(settings: Settings) -> None:
         try:
             for name in check_store(hub, backbone):
                 print(f"warning: the bytes of {name!r} are not in {settings.store}: upload it again", file=sys.stderr)
-            engine = open_engine(settings, backbone, hub)
-            with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue):
-                app = create_app(settings, engine, hub, queue)
-                config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S)
-                _listen(_Server(config, engine, app.state.stopping), listener)
+            with closing(open_engine(settings, backbone, hub)) as engine:
+                preload(engine, hub, settings.preloaded)
+                _answer(settings, engine, hub, listener)
         finally:
             hub.close()
+
+
+def _answer(settings: Settings, engine: Engine, hub: Hub, listener: socket.socket) -> None:
+    with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue):
+        app = create_app(settings, engine, hub, queue)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=END_S)
+        _listen(_Server(config, engine, app.state.stopping), listener)
 
 
 @contextmanager
@@ -107,16 +123,34 @@ def _working(settings: Settings, queue: SqliteQueue) -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """Tells the engine and the streams of events, too, when it is told to end: they would be waited for otherwise."""
+    """Told to end, it goes on listening, so that probes hear that it is not ready, until no request is under way or
+    `DRAIN_S` are over. Told again, it does not wait.
+    """
 
     def __init__(self, config: uvicorn.Config, engine: Engine, stopping: Event) -> None:
         super().__init__(config)
         self.engine, self.stopping = engine, stopping
+        self._told = False
+        self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.engine.stop()
-        self.stopping.set()
-        super().handle_exit(sig, frame)
+        if self._told:
+            super().handle_exit(sig, frame)
+        self._told = True  # and no more: this may interrupt anything, whatever locks it holds
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._told:
+            self._drain()
+        return await super().on_tick(counter)
+
+    def _drain(self) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + DRAIN_S
+            self.engine.drain()
+            self.stopping.set()  # streams of events, which end no other way
+        if self.should_exit or not self.server_state.tasks or time.monotonic() > self._deadline:
+            self.engine.stop()
+            self.should_exit = True
 
 
 def _listen(server: _Server, listener: socket.socket) -> None:

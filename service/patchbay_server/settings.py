@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from patchbay.errors import InvalidRecipe
+from patchbay_server.sizes import parse_size
+
+
+def _size(given: object) -> object:
+    """Sizes may be written as people write them."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return parse_size(given, "size")
+    except InvalidRecipe as error:
+        raise ValueError(error.message) from error
+
+
+Bytes = Annotated[int, BeforeValidator(_size)]
 
 
 class Settings(BaseSettings):
@@ -26,12 +42,19 @@ class Settings(BaseSettings):
         default=None, description="sqlite:///... or redis://...; the embedded catalog by default."
     )
     api_key: SecretStr | None = Field(default=None, description="Bearer key that every /v1 request must carry.")
-    max_upload_bytes: int = Field(default=8 << 30, gt=0)
-    max_body_bytes: int = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
-    max_blob_bytes: int = Field(default=64 << 30, gt=0, description="Cap of one blob.")
+    max_upload_bytes: Bytes = Field(default=8 << 30, gt=0)
+    max_body_bytes: Bytes = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
+    max_blob_bytes: Bytes = Field(default=64 << 30, gt=0, description="Cap of one blob.")
     workers: int = Field(default=1, ge=0, le=64, description="Processes for compression jobs; 0 leaves them to others.")
     jobs_db: Path | None = Field(default=None, description="The queue of jobs; jobs.db in the store by default.")
-    delta_cache_bytes: int = Field(default=4 << 30, ge=0, description="Decoded deltas kept in memory.")
+    delta_cache_bytes: Bytes = Field(default=4 << 30, ge=0, description="Decoded deltas kept in memory, and compiled.")
+    plan_cache_bytes: Bytes = Field(default=1 << 30, ge=0, description="Plans and merged deltas kept in memory.")
+    kv_bytes: Bytes = Field(default=1 << 30, ge=1 << 20, description="Keys and values of texts under way.")
+    prefix_bytes: Bytes = Field(default=1 << 28, ge=0, description="Keys and values of texts that came before.")
+    max_running: int = Field(default=32, ge=1, description="Texts under way at a time.")
+    max_step_tokens: int = Field(default=512, ge=1, description="Tokens of one forward pass.")
+    max_waiting: int = Field(default=1024, ge=1, description="Texts that may wait.")
+    preload: str | None = Field(default=None, description="Deltas to load and pin at start, with commas between.")
 
     @model_validator(mode="after")
     def _closed_to_the_world_without_a_key(self) -> Self:
@@ -44,6 +67,10 @@ class Settings(BaseSettings):
     @property
     def jobs_path(self) -> Path:
         return self.jobs_db or self.store / "jobs.db"
+
+    @property
+    def preloaded(self) -> list[str]:
+        return [name for part in (self.preload or "").split(",") if (name := part.strip())]
 
     @property
     def catalog_url(self) -> str:

@@ -93,6 +93,7 @@ def serving(backbone: Backbone, store: Path, catalog: Catalog | None = None, **s
     app = create_app(made, engine, hub, queue)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Served(client, app, engine, hub, store)
+    engine.close()
     queue.close()
     hub.close()
 

@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 from tests.service.compressing import put_folder, work
 from tests.service.serving import Serve, Served, ok
+from tests.service.streaming import talking
 
 import patchbay
 import patchbay_server
@@ -198,7 +199,13 @@ def example(heading: str) -> Any:
 
 
 @pytest.fixture
-def answers(serve: Serve, delta_file: Callable[..., Path], finetune_folder: Callable[..., Path]) -> dict[str, Any]:
+def answers(
+    serve: Serve,
+    delta_file: Callable[..., Path],
+    finetune_folder: Callable[..., Path],
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+) -> dict[str, Any]:
     """A live answer for every example."""
     vit, encoder, llama = (serve(kind) for kind in ("vit", "bert_encoder", "llama"))
     found = {"POST /v1/deltas": vit.upload("noisy", delta_file("vit", 1))}
@@ -207,6 +214,10 @@ def answers(serve: Serve, delta_file: Callable[..., Path], finetune_folder: Call
     asked = {"model": "0.5*math", "input": "the cat"}
     found["POST /v1/embeddings"] = ok(encoder.post("/v1/embeddings", asked))
     found["POST /v1/completions"] = ok(llama.post("/v1/completions", {"model": "0.5*math", "prompt": "the cat"}))
+    talker = talking(serve, model_folder, tmp_path)
+    talker.upload("math", delta_file("llama"))
+    chat = {"model": "0.5*math", "messages": [{"role": "user", "content": "the cat"}]}
+    found["POST /v1/chat/completions"] = ok(talker.post("/v1/chat/completions", chat))
     found["POST /v1/classify"] = ok(vit.post("/v1/classify", {"model": "0.6*noisy", "input": IMAGE}))
     found["POST /v1/merges"] = ok(vit.post("/v1/merges", {"name": "both", "recipe": "linear(noisy)"}), 201)
     found["POST /v1/merges:preview"] = ok(vit.post("/v1/merges:preview", {"recipe": "linear(noisy)"}))

@@ -14,6 +14,7 @@ from tests.service.serving import Serve, Served, assert_error, ok
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from patchbay.compress.reconstruct import reconstruct
+from patchbay_server.schemas import CompletionsRequest
 
 PROMPTS = ["the cat", "a dog runs and sees", "my"]
 AUTO = {"llama": AutoModelForCausalLM, "gpt2": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}
@@ -73,8 +74,13 @@ def test_shape_of_an_answer(llama: Served) -> None:
             "deltas": [{"name": "math", "version": 1, "digest": record["digest"], "weight": 1.0}],
             "recipe": "math",
             "warnings": [],
+            "timings": answer["patchbay"]["timings"],
         },
     }
+    timings = answer["patchbay"]["timings"]
+    assert list(timings) == ["queue_ms", "prepare_ms", "first_token_ms", "total_ms"]
+    assert 0 <= timings["queue_ms"] <= timings["first_token_ms"] <= timings["total_ms"]
+    assert 0 < timings["prepare_ms"] <= timings["first_token_ms"]
 
 
 def test_token_ids_are_the_text_they_stand_for(llama: Served) -> None:
@@ -131,32 +137,21 @@ def test_under_a_recipe(llama: Served) -> None:
     saved = ok(llama.post("/v1/completions", {"model": "both", "prompt": "the cat", **options}))
     assert texts(saved) == texts(merged)
     base = ok(llama.post("/v1/completions", {"model": "base", "prompt": "the cat", **options}))
+    del base["patchbay"]["timings"]
     assert base["patchbay"] == {"path": "base", "deltas": [], "recipe": None, "warnings": []}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("stream", True),
-        ("n", 2),
-        ("best_of", 3),
-        ("echo", True),
-        ("logprobs", 1),
-        ("suffix", "end"),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -0.5),
-        ("logit_bias", {"5": 1.0}),
-    ],
-)
-def test_what_is_not_supported_is_refused_and_never_ignored(llama: Served, field: str, value: object) -> None:
-    body = {"model": "math", "prompt": "the cat", field: value}
-    assert_error(llama.post("/v1/completions", body), 422, "unsupported_parameter", field)
+@pytest.mark.parametrize("change", [{"suffix": "end"}, {"best_of": 3}, {"best_of": 1, "n": 2}], ids=str)
+def test_what_is_not_supported_is_refused_and_never_ignored(llama: Served, change: dict[str, object]) -> None:
+    body = {"model": "math", "prompt": "the cat", **change}
+    assert_error(llama.post("/v1/completions", body), 422, "unsupported_parameter", next(iter(change)))
 
 
-def test_neutral_values_of_the_same_fields_pass(llama: Served) -> None:
-    neutral = {"stream": False, "n": 1, "best_of": 1, "echo": False, "logprobs": None, "suffix": None}
-    neutral |= {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None, "stop": None, "path": "patched"}
-    complete(llama, max_tokens=1, **neutral)
+def test_null_is_the_default(llama: Served) -> None:
+    fields = CompletionsRequest.model_fields.keys() - {"model", "prompt"}
+    body = {"seed": 3, "max_tokens": 16}
+    nulls = dict.fromkeys(fields - body.keys())
+    assert texts(complete(llama, **nulls, **body)) == texts(complete(llama, **body))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +171,26 @@ def test_neutral_values_of_the_same_fields_pass(llama: Served) -> None:
         ({"prompt": [[5, 1.5]]}, "invalid_request", "prompt.0.1"),
         ({"prompt": None}, "invalid_request", "prompt"),
         ({"prompt": ["a"] * 2049}, "invalid_request", "prompt"),
+        ({"prompt": ["a"] * 1025}, "invalid_input", "n"),
+        ({"prompt": ["a"] * 9, "n": 128}, "invalid_input", "n"),
+        ({"prompt": "the cat", "logit_bias": {"96": 1}}, "invalid_input", "logit_bias"),
+        ({"stop_token_ids": [96]}, "invalid_input", "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "invalid_request", "stop_token_ids.0"),
+        ({"stop_token_ids": ["5"]}, "invalid_request", "stop_token_ids.0"),
+        ({"logit_bias": {"5": 101}}, "invalid_request", "logit_bias.5"),
+        ({"logit_bias": {"cat": 1}}, "invalid_request", "logit_bias.cat"),
+        ({"logit_bias": {"05": 1}}, "invalid_request", "logit_bias.05"),
+        ({"logit_bias": [5]}, "invalid_request", "logit_bias"),
+        ({"presence_penalty": 2.1}, "invalid_request", "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "invalid_request", "frequency_penalty"),
+        ({"repetition_penalty": 0}, "invalid_request", "repetition_penalty"),
+        ({"min_p": 1.1}, "invalid_request", "min_p"),
+        ({"top_k": -2}, "invalid_request", "top_k"),
+        ({"n": 0}, "invalid_request", "n"),
+        ({"n": 129}, "invalid_request", "n"),
+        ({"logprobs": 6}, "invalid_request", "logprobs"),
+        ({"logprobs": True}, "invalid_request", "logprobs"),
+        ({"timeout": 0}, "invalid_request", "timeout"),
         ({"max_tokens": 0}, "invalid_request", "max_tokens"),
         ({"temperature": -0.1}, "invalid_request", "temperature"),
         ({"temperature": 2.1}, "invalid_request", "temperature"),

@@ -58,6 +58,7 @@ def test_a_record(served: Served, files: Files) -> None:
             "finetuned": manifest.provenance.finetuned,
             "base": manifest.base.fingerprint,
         },
+        "pinned": False,
     }
     assert ok(served.get("/v1/deltas")) == {"data": [record]}
     assert ok(served.get("/v1/deltas/math")) == {**record, "versions": [record]}

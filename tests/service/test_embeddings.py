@@ -60,7 +60,7 @@ def test_shape_of_an_answer(encoder: Served) -> None:
         ],
         "usage": {"prompt_tokens": 11, "total_tokens": 11},
         "patchbay": {
-            "path": "patched",
+            "path": "decoupled",
             "deltas": [{"name": "math", "version": 1, "digest": record["digest"], "weight": 0.5}],
             "recipe": "0.5*math",
             "warnings": [],
@@ -84,6 +84,14 @@ def test_one_input_is_not_changed_by_its_neighbours(encoder: Served) -> None:
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("path", ["decoupled", "patched"])
+def test_both_paths_answer(encoder: Served, path: str) -> None:
+    body = {"model": "0.5*math", "input": TEXTS, "path": path}
+    assert ok(encoder.post("/v1/embeddings", body))["patchbay"]["path"] == path
+    found = embed(encoder, "0.5*math", TEXTS, path=path)
+    torch.testing.assert_close(found, embed(encoder, "0.5*math", TEXTS), atol=1e-6, rtol=0)
+
+
 def test_more_inputs_than_one_forward_pass_takes(encoder: Served) -> None:
     many = embed(encoder, "math", [TEXTS[i % 3] for i in range(150)])
     torch.testing.assert_close(many, embed(encoder, "math", TEXTS).repeat(50, 1), atol=1e-6, rtol=0)
@@ -93,7 +101,6 @@ def test_more_inputs_than_one_forward_pass_takes(encoder: Served) -> None:
     ("change", "status", "code", "param"),
     [
         ({"dimensions": 8}, 422, "unsupported_parameter", "dimensions"),
-        ({"path": "decoupled"}, 422, "invalid_input", "path"),
         ({"encoding_format": "hex"}, 422, "invalid_request", "encoding_format"),
         ({"input": []}, 422, "invalid_request", "input"),
         ({"input": ""}, 422, "invalid_input", "input"),

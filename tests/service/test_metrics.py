@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from tests.service.serving import Served, assert_error, ok
+from tests.service.held import before_pass, held, until
+from tests.service.serving import Serve, Served, assert_error, ok
 
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -40,9 +43,9 @@ def test_labels_never_carry_an_expression(vit: Served) -> None:
     labels = {dict(key)["model"] for name, key in found if name == "patchbay_inferences_total"}
     assert labels == {"base", "math", "both", "merge"}
     assert value(found, "patchbay_inferences_total", model="base", path="base") == 2
-    assert value(found, "patchbay_inferences_total", model="math", path="patched") == 3
-    assert value(found, "patchbay_inferences_total", model="merge", path="patched") == 4
-    assert value(found, "patchbay_inferences_total", model="both", path="patched") == 1
+    assert value(found, "patchbay_inferences_total", model="math", path="decoupled") == 3
+    assert value(found, "patchbay_inferences_total", model="merge", path="decoupled") == 4
+    assert value(found, "patchbay_inferences_total", model="both", path="decoupled") == 1
 
 
 def test_requests_are_counted_by_route_and_never_by_name(vit: Served) -> None:
@@ -81,3 +84,106 @@ def test_caches(vit: Served) -> None:
     assert value(found, "patchbay_delta_cache_bytes") == vit.engine.recipes.deltas.num_bytes > 0
     assert value(found, "patchbay_plan_cache_bytes") == vit.engine.recipes.plans.num_bytes > 0
     assert value(found, "patchbay_resident_bytes") == vit.backbone.num_bytes
+    assert value(found, "patchbay_compiled_cache_bytes") == vit.engine.recipes.compiled.num_bytes > 0
+    assert value(found, "patchbay_plan_build_seconds_count") == 3
+    assert value(found, "patchbay_pinned_delta_bytes") == 0
+    ok(vit.post("/v1/deltas/math/pin"))
+    assert value(samples(vit), "patchbay_pinned_delta_bytes") == vit.engine.recipes.deltas.pinned_bytes > 0
+
+
+def complete(served: Served, model: str = "math", **more: object) -> Any:
+    return served.post("/v1/completions", {"model": model, "prompt": "the cat", "temperature": 0, **more})
+
+
+def after(served: Served, count: int) -> Samples:
+    """The metrics once so many texts are over: the engine says so a moment after the answer."""
+    name = served.backbone.name
+    until(lambda: value(samples(served), "vllm:e2e_request_latency_seconds_count", model_name=name) == count)
+    return samples(served)
+
+
+def test_tokens_and_times(llama: Served) -> None:
+    usages = [ok(complete(llama, model, max_tokens=5))["usage"] for model in ("base", "math", "0.5*math", "base")]
+    found, name = after(llama, 4), llama.backbone.name
+    answered = sum(usage["completion_tokens"] for usage in usages)
+    assert value(found, "vllm:generation_tokens_total", model_name=name) == answered
+    assert value(found, "vllm:prompt_tokens_total", model_name=name) == sum(u["prompt_tokens"] for u in usages)
+    assert value(found, "vllm:time_to_first_token_seconds_count", model_name=name) == 4
+    assert value(found, "vllm:inter_token_latency_seconds_count", model_name=name) == answered - 4
+    first, each, whole = (
+        value(found, f"vllm:{what}_seconds_sum", model_name=name)
+        for what in ("time_to_first_token", "inter_token_latency", "e2e_request_latency")
+    )
+    assert 0 < first + each <= whole
+    ended = {
+        dict(key)["finished_reason"]: n for (what, key), n in found.items() if what == "vllm:request_success_total"
+    }
+    assert ended.keys() <= {"stop", "length"} and sum(ended.values()) == 4
+
+
+def test_prefixes(llama: Served) -> None:
+    prompt = list(range(4, 14)) * 7
+    for _ in range(2):
+        ok(complete(llama, "math", prompt=prompt, max_tokens=1))
+    found, name = after(llama, 2), llama.backbone.name
+    assert value(found, "vllm:prefix_cache_queries_total", model_name=name) == 2 * 69
+    assert value(found, "vllm:prefix_cache_hits_total", model_name=name) == 64
+    assert value(found, "vllm:prompt_tokens_total", model_name=name) == 2 * 70
+
+
+def test_what_is_under_way_and_what_a_step_holds(llama: Served) -> None:
+    name = llama.backbone.name
+    with ThreadPoolExecutor(4) as pool, held(llama) as gate:
+        first = pool.submit(complete, llama, "base", max_tokens=3, ignore_eos=True)
+        assert gate.entered.wait(60)
+        others = [pool.submit(complete, llama, m, max_tokens=1) for m in ("math", "math + code", "0.5*code")]
+        scheduler = llama.engine.language.generator.scheduler
+        until(lambda: len(scheduler.waiting) == 3)
+        found = samples(llama)
+        assert value(found, "vllm:num_requests_running", model_name=name) == 1
+        assert value(found, "vllm:num_requests_waiting", model_name=name) == 3
+        memory = llama.engine.language.memory
+        assert value(found, "vllm:kv_cache_usage_perc", model_name=name) == 64 / memory.budget_tokens
+        gate.opened.set()
+        for asked in (first, *others):
+            ok(asked.result(60))
+    found = after(llama, 4)
+    assert value(found, "vllm:num_requests_running", model_name=name) == 0
+    assert value(found, "vllm:kv_cache_usage_perc", model_name=name) == 0
+    assert value(found, "patchbay_steps_total", path="decoupled") == 3
+    assert value(found, "patchbay_step_sequences_sum") == 1 + 4 + 1
+    assert value(found, "patchbay_step_recipes_sum") == 1 + 4 + 1
+    assert value(found, "patchbay_step_deltas_sum") == 2, "two in the second step"
+
+
+def test_steps_by_path(llama: Served) -> None:
+    ok(complete(llama, "math", max_tokens=2, path="patched"))
+    assert value(after(llama, 1), "patchbay_steps_total", path="patched") == 2
+
+
+def test_refusals_and_failures(serve: Serve, delta_file: Callable[..., Path]) -> None:
+    llama = serve("llama", max_running=1, max_waiting=1)
+    name = llama.backbone.name
+
+    def fail() -> None:
+        raise RuntimeError("inside the model")
+
+    with ThreadPoolExecutor(2) as pool, held(llama) as gate:
+        asked: list[Future[Any]] = [pool.submit(complete, llama, "base")]
+        assert gate.entered.wait(60)
+        asked.append(pool.submit(complete, llama, "base"))
+        until(lambda: len(llama.engine.language.generator.scheduler.waiting) == 1)
+        assert_error(complete(llama, "base"), 429, "queue_full")
+        with before_pass(llama, fail):
+            gate.opened.set()
+            for one in asked:
+                assert_error(one.result(60), 500, "backbone_error")
+    found = after(llama, 2)
+    assert value(found, "patchbay_queue_refusals_total") == 1
+    assert value(found, "vllm:request_success_total", model_name=name, finished_reason="error") == 2
+
+
+def test_a_base_that_writes_no_text_has_no_values_of_it(vit: Served) -> None:
+    ask(vit, "math")
+    found = samples(vit)
+    assert not any(name.startswith("vllm:") for name, _ in found)

@@ -100,7 +100,7 @@ def test_shape_of_an_answer(vit: Served) -> None:
         "model": "0.5*math",
         "data": [first, second],
         "patchbay": {
-            "path": "patched",
+            "path": "decoupled",
             "deltas": [{"name": "math", "version": 1, "digest": record["digest"], "weight": 0.5}],
             "recipe": "0.5*math",
             "warnings": [],
@@ -141,6 +141,15 @@ def test_more_inputs_than_one_forward_pass_takes(vit: Served) -> None:
         torch.testing.assert_close(vit.probabilities("math", many)[start : start + 5], few, **TOLERANCE)
 
 
+@pytest.mark.parametrize("path", ["decoupled", "patched"])
+def test_both_paths_answer(vit: Served, path: str) -> None:
+    model = "math - 0.5*code"
+    answer = ok(vit.post("/v1/classify", {"model": model, "input": ARRAYS, "path": path}))
+    assert answer["patchbay"]["path"] == path
+    found = vit.probabilities(model, ARRAYS, path=path)
+    torch.testing.assert_close(found, vit.probabilities(model, ARRAYS), **TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code", "param"),
     [
@@ -156,7 +165,6 @@ def test_more_inputs_than_one_forward_pass_takes(vit: Served) -> None:
         ({"model": "math + math@1"}, 422, "invalid_recipe", "terms"),
         ({"model": "math", "patch": {"terms": [{"delta": "math"}]}}, 422, "invalid_recipe", "model"),
         ({"head": "nope"}, 422, "ambiguous_head", "head"),
-        ({"path": "decoupled"}, 422, "invalid_input", "path"),
         ({"path": "sideways"}, 422, "invalid_request", "path"),
         ({"model": ""}, 422, "invalid_request", "model"),
         ({"model": 5}, 422, "invalid_request", "model"),

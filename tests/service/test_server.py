@@ -10,8 +10,9 @@ from tests import pico
 from tests.service.serving import serving
 
 from patchbay.backbone import Backbone
-from patchbay.errors import InvalidName, WrongBase
-from patchbay_server.server import check_store, open_hub
+from patchbay.errors import CacheFull, InvalidName, NotFound, WrongBase
+from patchbay_server.pins import preload
+from patchbay_server.server import check_store, open_engine, open_hub
 from patchbay_server.settings import Settings
 
 ModelFolder = Callable[..., Path]
@@ -55,3 +56,39 @@ def test_bytes_that_are_elsewhere(filled: tuple[Settings, Backbone]) -> None:
     for digest in hub.blobs.digests():
         hub.blobs.delete(digest)
     assert check_store(hub, backbone) == ["math"]
+
+
+def test_memory_and_limits_are_the_settings(model_folder: ModelFolder, tmp_path: Path) -> None:
+    backbone = Backbone.load(model_folder("llama"))
+    sizes = {"kv_bytes": 3 << 20, "prefix_bytes": 1 << 18, "plan_cache_bytes": 7, "delta_cache_bytes": 11}
+    limits = {"max_running": 3, "max_step_tokens": 17, "max_waiting": 5}
+    with serving(backbone, tmp_path, **sizes, **limits) as served:
+        language, recipes = served.engine.language, served.engine.recipes
+        pools = (recipes.plans, recipes.deltas, recipes.compiled)
+        assert [pool.max_bytes for pool in pools] == [7, 11, 11]
+        found = language.generator.scheduler.limits
+        assert (found.max_running, found.max_step, found.max_waiting) == (3, 17, 5)
+        per_token = backbone.model.config.num_hidden_layers * 2 * 4 * kv_width(backbone)
+        assert language.memory.budget_tokens == (3 << 20) // per_token
+        prefixes = language.generator._prefixes
+        assert prefixes is not None and prefixes.max_blocks == (1 << 18) // (32 * per_token)
+
+
+def kv_width(backbone: Backbone) -> int:
+    config = backbone.model.config
+    return int(config.num_key_value_heads * config.head_dim)
+
+
+def test_what_is_preloaded_is_pinned_before_anybody_asks(filled: tuple[Settings, Backbone]) -> None:
+    settings, backbone = filled
+    hub = open_hub(settings, backbone.name)
+    engine = open_engine(settings, backbone, hub)
+    digest = hub.catalog.get_delta("default", "math").digest
+    preload(engine, hub, ["math", "math@1"])
+    assert engine.recipes.is_pinned(digest) and engine.recipes.compiled.is_pinned(digest)
+    for name in ("nope", "math@2", "math@x"):
+        with pytest.raises(NotFound):
+            preload(engine, hub, [name])
+    small = open_engine(settings.model_copy(update={"delta_cache_bytes": 10}), backbone, hub)
+    with pytest.raises(CacheFull, match="--delta-cache-bytes"):
+        preload(small, hub, ["math"])

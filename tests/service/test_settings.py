@@ -49,7 +49,17 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("port", -1), ("port", 65536), ("max_upload_bytes", 0), ("max_body_bytes", 0)]
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("max_upload_bytes", 0),
+        ("max_body_bytes", 0),
+        ("kv_bytes", 1000),
+        ("max_running", 0),
+        ("max_step_tokens", 0),
+        ("max_waiting", 0),
+    ],
 )
 def test_numbers_out_of_range(name: str, value: int) -> None:
     with pytest.raises(ValidationError, match=name):
@@ -60,3 +70,18 @@ def test_the_catalog_is_in_the_store_unless_it_is_said(tmp_path: Path) -> None:
     assert Settings(base="m", store=tmp_path).catalog_url == f"sqlite:///{tmp_path}/catalog.db"
     assert Settings(base="m", store=Path("rel")).catalog_url == f"sqlite:///{Path.cwd()}/rel/catalog.db"
     assert Settings(base="m", store_url="redis://h").catalog_url == "redis://h"
+
+
+def test_sizes_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATCHBAY_KV_BYTES", "2GiB")
+    monkeypatch.setenv("PATCHBAY_DELTA_CACHE_BYTES", "123")
+    settings = Settings(base="m", max_upload_bytes="1.5 MB")
+    assert (settings.kv_bytes, settings.delta_cache_bytes, settings.max_upload_bytes) == (2 << 30, 123, 1_500_000)
+    with pytest.raises(ValidationError, match="'much' is no size"):
+        Settings(base="m", plan_cache_bytes="much")
+
+
+def test_deltas_to_preload(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(base="m").preloaded == []
+    monkeypatch.setenv("PATCHBAY_PRELOAD", "math, code@2,")
+    assert Settings(base="m").preloaded == ["math", "code@2"]

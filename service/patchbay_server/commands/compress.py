@@ -18,8 +18,8 @@ from patchbay_server.commands.options import JsonOption
 from patchbay_server.commands.output import facts, open_console, print_json, progress, size_text
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.commands.search_record import SearchRecord
-from patchbay_server.commands.sizes import parse_size
 from patchbay_server.jobs.inputs import DEFAULTS, check_inputs
+from patchbay_server.sizes import parse_size
 
 if TYPE_CHECKING:
     from patchbay.compress.compress import Report

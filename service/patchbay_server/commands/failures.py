@@ -49,6 +49,7 @@ _BAD_INPUT = (
     errors.NotFound,
     errors.NameTaken,
     errors.DeltaInUse,
+    errors.CacheFull,
 )
 _WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 

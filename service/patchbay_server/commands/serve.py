@@ -62,6 +62,26 @@ def serve(
         Path | None,
         typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The queue of jobs."),
     ] = None,
+    kv_bytes: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PATCHBAY_KV_BYTES", show_default="1GiB", metavar="SIZE", help="For keys and values of texts."
+        ),
+    ] = None,
+    delta_cache_bytes: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PATCHBAY_DELTA_CACHE_BYTES", show_default="4GiB", metavar="SIZE", help="For deltas in memory."
+        ),
+    ] = None,
+    max_running: Annotated[
+        int | None,
+        typer.Option(envvar="PATCHBAY_MAX_RUNNING", show_default="32", min=1, help="Texts under way at a time."),
+    ] = None,
+    preload: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A delta to keep in memory from the start; may be given again."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Load a base model and answer requests over HTTP until interrupted.
@@ -69,7 +89,9 @@ def serve(
     Every option is an environment variable too. With --json the one object is printed when the server has stopped.
     """
     names = {"base": base, "task": task, "dtype": dtype, "device": device, "host": host, "port": port}
-    settings = make_settings({**names, "store": store, "store_url": store_url, "workers": workers, "jobs_db": jobs_db})
+    places = {"store": store, "store_url": store_url, "workers": workers, "jobs_db": jobs_db}
+    memory = {"kv_bytes": kv_bytes, "delta_cache_bytes": delta_cache_bytes, "max_running": max_running}
+    settings = make_settings({**names, **places, **memory, "preload": ",".join(preload or ()) or None})
     started = time.monotonic()
     _run(settings)
     if as_json:

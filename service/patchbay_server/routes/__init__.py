@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from patchbay_server.routes import (
     base,
     blobs,
+    chat,
     completions,
     compressions,
     deltas,
@@ -30,6 +31,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     predictions.router,
     embeddings.router,
     completions.router,
+    chat.router,
     blobs.router,
     compressions.router,
     jobs.router,

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from patchbay.engine.engine import LANGUAGE, Engine
 from patchbay_server.deps import EngineDep
 
 router = APIRouter(prefix="/v1/base", tags=["base"])
@@ -27,6 +28,7 @@ def get_base(engine: EngineDep) -> dict[str, Any]:
         "resident_bytes": backbone.num_bytes,
         "labels": backbone.labels,
         "cached_deltas": {"count": len(engine.recipes.deltas), "bytes": engine.recipes.deltas.num_bytes},
+        "execution": _execution(engine),
     }
 
 
@@ -34,3 +36,14 @@ def get_base(engine: EngineDep) -> dict[str, Any]:
 def verify_base(engine: EngineDep) -> dict[str, Any]:
     """Hashes the resident weights and compares with the digest taken at load."""
     return asdict(engine.verify())
+
+
+def _execution(engine: Engine) -> dict[str, Any]:
+    """What was proved of the model at start, and the memory for keys and values: null where it writes no text."""
+    proof = engine.proof
+    found = {"decoupled": proof.ok, "error": proof.error, "reason": proof.reason, "layers": dict(proof.layers)}
+    if engine.backbone.task not in LANGUAGE:
+        return found | {"continuous_batching": None, "not_continuous_reason": None, "kv": None}
+    why, memory = engine.language.not_continuous, engine.language.memory
+    kv = {"bytes": memory.num_bytes, "budget_tokens": memory.budget_tokens, "used_tokens": memory.used_tokens}
+    return found | {"continuous_batching": why is None, "not_continuous_reason": why, "kv": kv}

@@ -1,79 +1,62 @@
-"""Text completions in OpenAI's shape, whole answers only."""
+"""Text completions in OpenAI's shape, whole and as streams."""
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
 from collections.abc import Sequence
 from functools import partial
-from threading import Event
-from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
+from patchbay.architecture import Task
 from patchbay.engine.engine import Engine
-from patchbay.engine.request import SamplingParams
-from patchbay.engine.texts import Answer
+from patchbay.engine.request import Request as Asking
+from patchbay.engine.request import Sink
+from patchbay.errors import InputError
+from patchbay_server.answers.completions import CompletionWriter
+from patchbay_server.answers.respond import respond
+from patchbay_server.answers.sampling import check_count, check_supported, deadline, sampling
+from patchbay_server.answers.writer import Asked
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
 from patchbay_server.schemas import CompletionsRequest
-from patchbay_server.threads import run_inference
 
 router = APIRouter(prefix="/v1/completions", tags=["inference"], route_class=JsonRoute)
-_NEUTRAL_ONLY = (
-    "stream",
-    "n",
-    "best_of",
-    "echo",
-    "logprobs",
-    "suffix",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-)
+Prompt = str | list[int]
 
 
 @router.post("")
 async def create_completion(
     request: Request, body: CompletionsRequest, engine: EngineDep, resolver: ResolverDep
-) -> dict[str, Any]:
-    """One completion a prompt, under the base, a delta or a merge."""
-    return await run_inference(request, partial(_answer, body, engine, resolver))
+) -> Response:
+    """`n` completions a prompt, under the base, a delta or a merge."""
+    return await respond(request, body, engine, partial(_prepare, body, engine, resolver, deadline(body)))
 
 
-def _answer(body: CompletionsRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
-    _check_supported(body)
+def _prepare(body: CompletionsRequest, engine: Engine, resolver: Resolver, until: float | None, sink: Sink) -> Asked:
+    language, prompts = engine.language, _prompts(body)
+    _check(body, engine)
+    check_count(len(prompts) * body.n, language.limits.max_waiting)
     resolved, ready = resolver(body)
-    params = SamplingParams(
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        seed=body.seed,
-    )
-    prompts = [engine.language.texts.encode(prompt, ready) for prompt in _prompts(body)]
-    answers = engine.language.complete(ready, prompts, params, cancelled=cancelled)
-    return {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": body.model,
-        "choices": [_choice(index, answer) for index, answer in enumerate(answers)],
-        "usage": _usage(prompts, answers),
-        "patchbay": resolved.describe(ready.path, engine.warnings(resolved.canonical)),
-    }
+    tokens = [language.texts.encode(prompt, ready) for prompt in prompts]
+    params = sampling(body, body.max_tokens, body.logprobs, body.logprobs if body.echo else None)
+    requests = language.texts.requests(ready, tokens, params, sink, n=body.n, deadline=until)
+    writer = CompletionWriter(requests, _echo(prompts, requests, body.n) if body.echo else None)
+    about = resolved.describe(ready.path, engine.warnings(resolved.canonical))
+    return Asked(requests, sum(map(len, tokens)), writer, about)
 
 
-def _check_supported(body: CompletionsRequest) -> None:
-    for name in _NEUTRAL_ONLY:
-        neutral = CompletionsRequest.model_fields[name].default
-        if getattr(body, name) != neutral:
-            raise UnsupportedParameter(f"{name!r} is not supported yet; leave it at {json.dumps(neutral)}", param=name)
+def _check(body: CompletionsRequest, engine: Engine) -> None:
+    check_supported(body)
+    if body.best_of not in (None, body.n):
+        raise UnsupportedParameter("'best_of' is not supported: leave it out, or at what 'n' is", param="best_of")
+    if body.echo and body.logprobs is not None and engine.backbone.task is Task.SEQ2SEQ_LM:
+        raise InputError(
+            "a sequence-to-sequence model does not predict its prompt: leave out 'echo' or 'logprobs'", param="echo"
+        )
 
 
-def _prompts(body: CompletionsRequest) -> list[str | list[int]]:
+def _prompts(body: CompletionsRequest) -> list[Prompt]:
     prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
@@ -82,11 +65,9 @@ def _prompts(body: CompletionsRequest) -> list[str | list[int]]:
     return [item for item in prompt if isinstance(item, str | list)]
 
 
-def _choice(index: int, answer: Answer) -> dict[str, Any]:
-    return {"index": index, "text": answer.text, "finish_reason": answer.finish_reason, "logprobs": None}
-
-
-def _usage(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> dict[str, int]:
-    prompt = sum(map(len, prompts))
-    new = sum(len(answer.tokens) for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+def _echo(prompts: Sequence[Prompt], requests: Sequence[Asking], n: int) -> list[str]:
+    """Prompts as they came; those of tokens as the answers' texts are written."""
+    return [
+        prompt if isinstance(prompt, str) else str(asking.tokenizer.decode(prompt, skip_special_tokens=True))
+        for prompt, asking in zip((prompt for prompt in prompts for _ in range(n)), requests, strict=True)
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any
 
 import anyio
@@ -14,11 +13,13 @@ from starlette.requests import ClientDisconnect
 
 from patchbay.delta import read_delta
 from patchbay.engine.engine import Engine
-from patchbay.errors import DeltaTooLarge, NotFound
+from patchbay.errors import DeltaTooLarge
 from patchbay.models.heads import check_head
+from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Upload
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
+from patchbay_server.pins import forget, split
 from patchbay_server.records import summarise, to_json
 from patchbay_server.schemas import CurrentRequest
 from patchbay_server.uses import check_unused
@@ -26,7 +27,6 @@ from patchbay_server.uses import check_unused
 router = APIRouter(prefix="/v1/deltas", tags=["deltas"], route_class=JsonRoute)
 # Checking decodes the whole delta: two at a time bound the memory that uploads can take.
 _checks = anyio.CapacityLimiter(2)
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @router.post("", status_code=201, responses={200: {"description": "These bytes are already a version of this name."}})
@@ -56,22 +56,22 @@ async def upload_delta(
         record, created = await anyio.to_thread.run_sync(hub.commit, upload, tenant, name, summary, activate)
     metrics.upload_bytes.inc(record.size if created else 0)
     response.status_code = 201 if created else 200
-    return to_json(record)
+    return _shown(record, engine)
 
 
 @router.get("")
-def list_deltas(hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+def list_deltas(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """The current version of every delta, by name."""
-    return {"data": [to_json(record) for record in hub.catalog.list_deltas(tenant)]}
+    return {"data": [_shown(record, engine) for record in hub.catalog.list_deltas(tenant)]}
 
 
 @router.get("/{delta}")
-def get_delta(delta: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+def get_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One delta, `name` (its current version) or `name@version`, with all its versions."""
     name, version = split(delta)
     record = hub.catalog.get_delta(tenant, name, version)
-    versions = [to_json(other) for other in hub.catalog.list_versions(tenant, name)]
-    return to_json(record) | {"versions": versions}
+    versions = [_shown(other, engine) for other in hub.catalog.list_versions(tenant, name)]
+    return _shown(record, engine) | {"versions": versions}
 
 
 @router.get("/{delta}/file")
@@ -87,30 +87,47 @@ def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
 
 
 @router.put("/{name}/current")
-def set_current(name: str, body: CurrentRequest, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+def set_current(name: str, body: CurrentRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Makes a version the one that the bare name means: roll-out and rollback."""
-    return to_json(hub.catalog.set_current(tenant, name, body.version, body.expected))
+    return _shown(hub.catalog.set_current(tenant, name, body.version, body.expected), engine)
+
+
+@router.post("/{delta}/pin")
+def pin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """Loads a version, `name` (the current one) or `name@version`, and keeps it in memory until it is unpinned or
+    deleted, or the server ends.
+    """
+    record = hub.catalog.get_delta(tenant, *split(delta))
+    engine.recipes.pin(record.digest)
+    return _shown(record, engine)
+
+
+@router.post("/{delta}/unpin")
+def unpin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+    """Leaves it to the cache, like any other."""
+    record = hub.catalog.get_delta(tenant, *split(delta))
+    engine.recipes.unpin(record.digest)
+    return _shown(record, engine)
 
 
 @router.delete("/{delta}")
-def delete_delta(delta: str, hub: HubDep, tenant: TenantDep, force: Annotated[bool, Query()] = False) -> dict[str, Any]:
+def delete_delta(
+    delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep, force: Annotated[bool, Query()] = False
+) -> dict[str, Any]:
     """Deletes a version, or all of them with the bare name; what saved merges are made of only with `force`. Requests
-    under way keep what they have.
+    under way keep what they have; what was pinned is pinned no more.
     """
     name, version = split(delta)
     if not force:
         check_unused(hub, tenant, name, version)
     deleted = hub.catalog.delete_delta(tenant, name, version)
-    return {"deleted": [to_json(record) for record in deleted]}
+    answer = {"deleted": [_shown(record, engine) for record in deleted]}
+    forget(engine, hub, tenant, deleted)
+    return answer
 
 
-def split(delta: str) -> tuple[str, int | None]:
-    name, at, version = delta.partition("@")
-    if not at:
-        return name, None
-    if not _VERSION.fullmatch(version):
-        raise NotFound(f"{version!r} is no version number of delta {name!r}", param="version")
-    return name, int(version)
+def _shown(record: DeltaRecord, engine: Engine) -> dict[str, Any]:
+    return to_json(record) | {"pinned": engine.recipes.is_pinned(record.digest)}
 
 
 def _check(engine: Engine, upload: Upload) -> str:

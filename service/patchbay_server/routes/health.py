@@ -22,14 +22,14 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(engine: EngineDep, hub: HubDep) -> dict[str, str]:
-    """The base is loaded and sound, and the catalog answers within two seconds; 5xx otherwise."""
+    """The base is loaded and sound, the engine runs, and the catalog answers within two seconds; 5xx otherwise."""
     engine.check_health()
     try:
         with anyio.fail_after(2):
             await anyio.to_thread.run_sync(hub.catalog.ping, limiter=_probe_threads, abandon_on_cancel=True)
     except TimeoutError as error:
         raise StoreUnavailable("the catalog does not answer within two seconds") from error
-    return {"status": "ready", "path": "patched"}
+    return {"status": "ready", "path": engine.path.value}
 
 
 @router.get("/metrics")

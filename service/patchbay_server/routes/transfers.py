@@ -12,7 +12,7 @@ from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import check_blobs
 from patchbay_server.jobs.handlers import TRANSFER
 from patchbay_server.jobs.inputs import check_retained
-from patchbay_server.routes.deltas import split
+from patchbay_server.pins import split
 from patchbay_server.routes.jobs import SubmitterDep
 from patchbay_server.schemas import TransferRequest
 

@@ -37,6 +37,10 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         (["--device", "abacus"], {}, "unknown device 'abacus'"),
         (["--task", "nonsense"], {}, "unknown task 'nonsense'"),
         (["--store-url", "ftp://x"], {}, "ftp"),
+        (["--preload", "math", "--preload", "code@2"], {}, "there is no delta 'math'"),
+        (["--kv-bytes", "much"], {}, "PATCHBAY_KV_BYTES: 'much' is no size"),
+        ([], {"PATCHBAY_PREFIX_BYTES": "much"}, "PATCHBAY_PREFIX_BYTES: 'much' is no size"),
+        (["--kv-bytes", "1kB"], {}, "PATCHBAY_KV_BYTES: "),
     ],
 )
 def test_bad_settings_are_one_sentence(

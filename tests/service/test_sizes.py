@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from patchbay.errors import InvalidRecipe
-from patchbay_server.commands.sizes import parse_size
+from patchbay_server.sizes import parse_size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Metrics of generated text, under vLLM's names where it has them, so that its dashboards work as they are.
+
+Knows nothing of HTTP and of names of deltas: the one label that says what answered is the base's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.samples import Sample
+
+from patchbay.engine.engine import LANGUAGE, Engine
+from patchbay.engine.language import Language
+from patchbay.engine.observer import Observer
+from patchbay.engine.sequence import Sequence
+
+MODEL = "model_name"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+Read = Callable[[Language], float]
+_GAUGES: dict[str, tuple[str, Read]] = {
+    "vllm:num_requests_running": (
+        "Texts that have memory.",
+        lambda language: len(language.generator.scheduler.running),
+    ),
+    "vllm:num_requests_waiting": (
+        "Texts that wait for it.",
+        lambda language: len(language.generator.scheduler.waiting),
+    ),
+    "vllm:kv_cache_usage_perc": (
+        "Share of it; 1 is all.",
+        lambda language: language.memory.used_tokens / language.memory.budget_tokens,
+    ),
+}
+_COUNTERS: dict[str, tuple[str, Read]] = {
+    "vllm:prefix_cache_queries": (
+        "Prompt tokens that were looked up.",
+        lambda language: language.generator.counts.asked_tokens,
+    ),
+    "vllm:prefix_cache_hits": (
+        "Of these, tokens that were known.",
+        lambda language: language.generator.counts.prefix_tokens,
+    ),
+    "vllm:prompt_tokens": (
+        "Prompt tokens, read or known.",
+        lambda language: language.generator.counts.prompt_tokens + language.generator.counts.prefix_tokens,
+    ),
+    "vllm:generation_tokens": ("Tokens of answers.", lambda language: language.generator.counts.generated_tokens),
+}
+_STEPS: dict[str, Read] = {
+    "decoupled": lambda language: language.generator.counts.decoupled_steps,
+    "patched": lambda language: language.generator.counts.patched_steps,
+}
+_OTHERS: dict[str, tuple[str, Read]] = {
+    "patchbay_engine_restarts": ("Times that the engine's thread died.", lambda language: language.loop.restarts),
+    "patchbay_queue_refusals": (
+        "Texts refused by a full queue.",
+        lambda language: language.generator.counts.refused,
+    ),
+}
+
+
+class ReadCounter(Counter):
+    """A counter that may show what somebody else counts, as a gauge may."""
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        self._child_samples = lambda: (Sample("_total", {}, float(read()), None, None),)  # type: ignore[method-assign]
+
+
+class GenerationMetrics(Observer):
+    """Told by the engine, but for what it counts itself. Without values where the base writes no text."""
+
+    def __init__(self, engine: Engine, registry: CollectorRegistry) -> None:
+        self._registry, self._model = registry, engine.backbone.name
+        self._language = engine.language if engine.backbone.task in LANGUAGE else None
+        for name, (text, read) in _GAUGES.items():
+            self._show(Gauge(name, text, [MODEL], registry=registry), self._model, read)
+        for name, (text, read) in _COUNTERS.items():
+            self._show(ReadCounter(name, text, [MODEL], registry=registry), self._model, read)
+        steps = ReadCounter("patchbay_steps", "Forward passes.", ["path"], registry=registry)
+        for path, read in _STEPS.items():
+            self._show(steps, path, read)
+        for name, (text, read) in _OTHERS.items():
+            counter = ReadCounter(name, text, registry=registry)
+            if self._language is not None:
+                counter.set_function(partial(read, self._language))
+        self._first = self._seconds("vllm:time_to_first_token_seconds", "From the request to its first token.")
+        self._each = self._seconds("vllm:inter_token_latency_seconds", "From a token to the next.")
+        self._whole = self._seconds("vllm:e2e_request_latency_seconds", "From the request to its end.")
+        ended = "Texts that are over, by how they ended."
+        self._ended = Counter("vllm:request_success", ended, [MODEL, "finished_reason"], registry=registry)
+        self._sequences = self._sizes("patchbay_step_sequences", "Texts in a forward pass.")
+        self._recipes = self._sizes("patchbay_step_recipes", "Recipes in a forward pass.")
+        self._deltas = self._sizes("patchbay_step_deltas", "Deltas in a forward pass.")
+        made = "Time to make a plan."
+        self._plans = Histogram("patchbay_plan_build_seconds", made, buckets=SECONDS, registry=registry)
+
+    def stepped(self, sequences: Iterable[Sequence]) -> None:
+        readies = [sequence.request.ready for sequence in sequences]
+        self._sequences.observe(len(readies))
+        self._recipes.observe(len({ready.key for ready in readies}))
+        self._deltas.observe(len({digest for ready in readies for digest in ready.deltas}))
+
+    def produced(self, sequence: Sequence) -> None:
+        is_first = len(sequence.draws.answer) == 1
+        (self._first if is_first else self._each).labels(self._model).observe(sequence.waited)
+
+    def finished(self, sequence: Sequence) -> None:
+        self._ended.labels(self._model, sequence.ended).inc()
+        if sequence.over is not None:
+            self._whole.labels(self._model).observe(sequence.over - sequence.arrived)
+
+    def built(self, seconds: float) -> None:
+        self._plans.observe(seconds)
+
+    def _show(self, metric: Gauge | ReadCounter, label: str, read: Read) -> None:
+        if self._language is not None:
+            metric.labels(label).set_function(partial(read, self._language))
+
+    def _seconds(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, [MODEL], buckets=SECONDS, registry=self._registry)
+
+    def _sizes(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=SIZES, registry=self._registry)

@@ -1,0 +1,53 @@
+"""A language model that is held in its forward pass, so that what is under way stays so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+
+from tests.service.serving import Served
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """`entered` once a forward pass stands before it; `opened` lets all go on."""
+
+    entered: Event = field(default_factory=Event)
+    opened: Event = field(default_factory=Event)
+
+    def wait(self) -> None:
+        self.entered.set()
+        assert self.opened.wait(60)
+
+
+@contextmanager
+def before_pass(served: Served, function: Callable[[], None]) -> Iterator[None]:
+    """Called in the engine's thread before every forward pass."""
+    model = served.backbone.model
+    encoder = getattr(model, model.base_model_prefix)
+    handle = encoder.register_forward_pre_hook(lambda *_: function())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def held(served: Served) -> Iterator[Gate]:
+    gate = Gate()
+    with before_pass(served, gate.wait):
+        try:
+            yield gate
+        finally:
+            gate.opened.set()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for what happens in another thread."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
