@@ -30,8 +30,9 @@ ModelName = Annotated[str, Field(min_length=1, max_length=2000)]
 BlobDigest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 hex digits.")]
 HeadName = Annotated[str, Field(min_length=1, max_length=100)]
 TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-Bias = Annotated[FiniteFloat, Field(ge=-100, le=100)]
-Penalty = Annotated[FiniteFloat, Field(ge=-2, le=2)]
+Number = Annotated[FiniteFloat, Field(strict=True)]  # neither a text that looks like one nor true
+Bias = Annotated[Number, Field(ge=-100, le=100)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
 
 
 class Body(BaseModel):
@@ -93,22 +94,22 @@ class GenerationRequest(ModelRequest):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]]
 
-    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[StrictInt, Field(ge=-1, le=1 << 20)] = 0
-    min_p: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.01, le=100)] = 1.0
+    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_LISTED)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stop_token_ids: Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(max_length=MAX_LISTED)] = []
     ignore_eos: StrictBool = False
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=1 << 63)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    timeout: Annotated[FiniteFloat, Field(gt=0, le=86400)] | None = None
+    timeout: Annotated[Number, Field(gt=0, le=86400)] | None = None
     user: str | None = None
 
     @model_validator(mode="before")
@@ -133,7 +134,7 @@ class CompletionsRequest(GenerationRequest):
 
     prompt: Text | Tokens | Prompts
     echo: StrictBool = False
-    max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 16
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=1 << 20)] = 16
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     best_of: StrictInt | None = None
     suffix: str | None = None

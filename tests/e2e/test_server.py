@@ -87,6 +87,14 @@ def test_it_listens_where_it_says(client: httpx2.Client) -> None:
     assert ok(client.get("/readyz"))["status"] == "ready"
 
 
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Numbers to rounding: who else is in the batch decides about that."""
+    for answer, wanted in zip(found.pop("data", []), expected.get("data", []), strict=True):
+        assert answer.pop("probabilities") == pytest.approx(wanted["probabilities"], abs=1e-5)
+        assert answer == {key: value for key, value in wanted.items() if key != "probabilities"}
+    assert found == {key: value for key, value in expected.items() if key != "data"}
+
+
 def test_a_thousand_mixed_requests_leave_the_base_as_it_was(client: httpx2.Client, deltas: dict[str, bytes]) -> None:
     for name, data in deltas.items():
         ok(upload(client, name, data), 201)
@@ -97,7 +105,7 @@ def test_a_thousand_mixed_requests_leave_the_base_as_it_was(client: httpx2.Clien
     def request(number: int) -> None:
         kind = number % 10
         if kind < 8:
-            assert classify(client, models[kind]).json() == alone[models[kind]]
+            same(classify(client, models[kind]).json(), alone[models[kind]])
         elif number % 20 == 8:
             assert upload(client, f"again-{number % 60}", deltas["code"]).status_code in (200, 201)
         elif number % 20 == 18:
@@ -110,7 +118,8 @@ def test_a_thousand_mixed_requests_leave_the_base_as_it_was(client: httpx2.Clien
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(request, range(1000)))
     assert ok(client.post("/v1/base/verify"))["ok"] is True
-    assert {model: classify(client, model).json() for model in models} == alone
+    for model in models:
+        same(classify(client, model).json(), alone[model])
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(client: httpx2.Client) -> None:

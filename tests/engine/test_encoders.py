@@ -205,7 +205,7 @@ def headed(model_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> It
     deltas = {}
     for seed, (name, labels) in enumerate(HEADS.items(), 3):
         tuned = pico.perturb(model_folder("bert_classifier", labels=labels), folder / f"{name}-tuned", seed, 0.05)
-        deltas[name] = pico.delta(base, tuned, folder / name, density=0.5)
+        deltas[name] = pico.delta(base, tuned, folder / name, density=0.3)
     yield Engine(Backbone.load(base), deltas.__getitem__), Engine(Backbone.load(base), deltas.__getitem__)
 
 

@@ -104,7 +104,7 @@ def test_the_queue_takes_all_or_none(model: Mixed) -> None:
     running = [own.add(None, prompt) for prompt in prompts(2, 19)]
     own.generator.step()
     waiting = own.add("math", (5, 6), replace(GREEDY, temperature=1, seed=1), n=3)
-    with pytest.raises(QueueFull, match="3 requests are waiting"):
+    with pytest.raises(QueueFull, match="3 texts are waiting"):
         own.add("math", (5, 6), n=3)
     assert len(own.generator.scheduler.waiting) == 3
     more = own.add("code", (5, 6), n=2)

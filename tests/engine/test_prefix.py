@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -122,9 +123,11 @@ def test_the_least_recently_used_leave_first() -> None:
 def test_a_text_is_forgotten_from_its_end() -> None:
     """Its later blocks are of no use without its first."""
     long = text(1, 2, 3)
-    for others in (1, 2, 3):
+    for others, is_used in product((1, 2, 3), (False, True)):
         cache = PrefixCache(GEOMETRY, 4 * BLOCK_BYTES)
-        for tokens in (long, *map(text, range(4, 4 + others))):
+        cache.keep("base", long, read("base", long))
+        assert not is_used or restored(cache, "base", long)
+        for tokens in map(text, range(4, 4 + others)):
             cache.keep("base", tokens, read("base", tokens))
         assert restored(cache, "base", long) == (4 - others) * BLOCK
     cache = PrefixCache(GEOMETRY, 2 * BLOCK_BYTES)

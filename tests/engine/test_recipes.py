@@ -121,8 +121,8 @@ def test_what_cannot_be_decoupled(recipes: Recipes, text: str, reason: str) -> N
 
 
 def test_a_weight_of_its_own_makes_an_exact_delta_an_ordinary_one(recipes: Recipes) -> None:
-    assert recipes.prepare(recipe("0.5*exact")).path is How.DECOUPLED
-    assert recipes.prepare(recipe("exact + math")).path is How.DECOUPLED
+    for text in ("0.5*exact", "exact + math"):
+        assert recipes.prepare(recipe(text), How.DECOUPLED).path is How.DECOUPLED
 
 
 def test_nothing_is_decoupled_without_a_proof(base: Backbone, deltas: Mapping[str, Delta], loaded: list[str]) -> None:
@@ -198,3 +198,22 @@ def test_a_load_that_fails_is_tried_again(recipes: Recipes, loaded: list[str]) -
             recipes.prepare(recipe("math + nobody"))
     assert loaded.count("nobody") == 2 and loaded.count("math") == 1
     assert recipes.prepare(recipe("math")).path is How.DECOUPLED
+
+
+def test_a_lossless_delta_alone_is_patched(base: Backbone, finetune_folder: Folder, tmp_path: Path) -> None:
+    """Whether any entry needed its bits written out or not: the sum beside the base is rounded elsewhere."""
+    lossless = pico.delta(base.folder, finetune_folder("llama", 4, 0.1), tmp_path / "delta", method="lossless")
+    for delta in (lossless, replace(lossless, exceptions={})):
+        found = opened(base, {"math": delta}, [])
+        assert found.prepare(recipe("math")).path is How.PATCHED
+        with pytest.raises(InputError, match="bit for bit"):
+            found.prepare(recipe("math"), How.DECOUPLED)
+        assert found.prepare(recipe("0.5*math"), How.DECOUPLED).path is How.DECOUPLED
+
+
+def test_a_delta_larger_than_the_base_is_patched_unless_told(base: Backbone, deltas: Mapping[str, Delta]) -> None:
+    recipes = opened(base, deltas, [])
+    assert deltas["exact"].num_bytes > base.num_bytes > deltas["math"].num_bytes
+    assert recipes.prepare(recipe("0.5*exact")).path is How.PATCHED
+    assert recipes.prepare(recipe("0.5*exact"), How.DECOUPLED).path is How.DECOUPLED
+    assert recipes.prepare(recipe("0.5*math")).path is How.DECOUPLED

@@ -146,7 +146,7 @@ def test_the_queue_takes_all_or_none(make: Make) -> None:
     scheduler = Scheduler(Limits(max_waiting=5), lambda _: None)
     scheduler.add([make() for _ in range(3)])
     kept = list(scheduler.waiting)
-    with pytest.raises(QueueFull, match="3 requests are waiting already"):
+    with pytest.raises(QueueFull, match="3 texts are waiting already"):
         scheduler.add([make() for _ in range(3)])
     assert list(scheduler.waiting) == kept
     scheduler.add([make() for _ in range(2)])

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import pico
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from patchbay.engine.recipes import Path, Ready
@@ -86,6 +88,17 @@ def test_how_it_ends(make: Make, params: dict[str, object], tokens: list[int], t
     check(told, text, tokens, reason)
 
 
+def test_a_stop_string_that_is_seen_at_the_end() -> None:
+    """A token's text waits where its end may be half a character."""
+    inner = Tokenizer(WordLevel({"one\N{REPLACEMENT CHARACTER}": 0}, unk_token="one"))
+    told: list[Update] = []
+    params, ready = SamplingParams(max_tokens=1, stop=("e",)), Ready("base", Path.BASE, {})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    sequence = Sequence(Request(4, (0,), params, ready, tokenizer, (), frozenset(), told.append))
+    answer(sequence, [0])
+    check(told, "on", [0], "stop")
+
+
 def test_a_token_is_told_at_once(make: Make) -> None:
     sequence, told = make(max_tokens=3)
     for number, token in enumerate((ONE, TWO, A), 1):
@@ -154,6 +167,16 @@ def test_every_token_is_read_once_and_in_order(make: Make, prompt: int, count: i
         if sequence.computed == sequence.num_tokens:
             sequence.accept(TokenLogprob(data.draw(st.integers(0, 20)), None))
     assert read == [*range(4, 4 + prompt), *sequence.draws.answer[:-1]]
+
+
+def test_no_more_tokens_than_asked_for(make: Make) -> None:
+    sequence, _ = make((A, MY))
+    answer(sequence, [ONE, TWO, ONE])
+    found = []
+    for computed in range(5):
+        sequence.computed = computed
+        found.append(list(sequence.next_tokens(2)))
+    assert found == [[A, MY], [MY], [ONE, TWO], [TWO, ONE], [ONE]]
 
 
 def test_deadlines(make: Make) -> None:

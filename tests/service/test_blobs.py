@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -134,8 +134,12 @@ def test_a_sender_that_goes_away_in_the_middle(
     settings = Settings(base=str(base.folder), store=tmp_path)
 
     def written() -> list[int]:
-        files = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.name != ".lock"]
-        return [file.stat().st_size for file in files]
+        found: list[int] = []
+        for path in (tmp_path / "blobs").rglob("*"):
+            with suppress(FileNotFoundError):  # it goes while we look
+                if path.is_file() and path.name != ".lock":
+                    found.append(path.stat().st_size)
+        return found
 
     with running(settings, base) as url:
         place = httpx2.URL(url)

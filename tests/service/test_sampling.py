@@ -124,6 +124,7 @@ def test_probabilities_are_those_of_transformers(
     for before, (token, text) in enumerate(zip(ids[1:], logprobs["tokens"][1:], strict=True)):
         found, top = logprobs["token_logprobs"][before + 1], logprobs["top_logprobs"][before + 1]
         assert found == pytest.approx(float(wanted[before, token]), abs=1e-4)
+        assert 3 <= len(top) <= 4, "three, however they are written, and the chosen one"
         assert top[text] == found and max(top.values()) == pytest.approx(float(wanted[before].max()), abs=1e-4)
         words = {key: value for key, value in top.items() if key.strip() in tokenizer.vocab}
         for key, value in words.items():

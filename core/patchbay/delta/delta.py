@@ -13,6 +13,8 @@ from patchbay.checkpoint import as_bits
 from patchbay.delta.low_rank import Factors
 from patchbay.delta.manifest import Manifest
 
+LOSSLESS = "lossless"  # the method that leaves nothing out
+
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
@@ -69,6 +71,11 @@ class Delta:
     @property
     def labels(self) -> tuple[str, ...] | None:
         return self.manifest.labels
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the base with the delta at weight 1 is its fine-tune, bit for bit."""
+        return bool(self.exceptions) or self.manifest.compression.method == LOSSLESS
 
     @cached_property
     def num_bytes(self) -> int:

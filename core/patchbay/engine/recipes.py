@@ -82,7 +82,7 @@ class Recipes:
         reason = self._not_decoupled(merged, deltas)
         if wanted is Path.DECOUPLED and reason:
             raise InputError(f"this cannot run on the decoupled path: {reason}; leave 'path' out", param="path")
-        if reason or wanted is Path.PATCHED:
+        if reason or wanted is Path.PATCHED or (wanted is None and self._is_heavy(merged, deltas)):
             return Ready(recipe.hash, Path.PATCHED, deltas, merged)
         return Ready(recipe.hash, Path.DECOUPLED, deltas, merged, self._active(recipe, merged, deltas))
 
@@ -128,11 +128,15 @@ class Recipes:
         """Why the weights themselves must change."""
         if not self.proof.ok:
             return f"the proof at start failed ({self.proof.reason})"
-        if merged.plan.exact and any(delta.exceptions for delta in deltas.values()):
+        if merged.plan.exact and any(delta.is_exact for delta in deltas.values()):
             return "a delta restores its fine-tune bit for bit"
         if any(delta.appended for delta in deltas.values()):
             return "a delta adds tokens to the vocabulary"
         return "a delta replaces whole tensors" if merged.plan.copied else None
+
+    def _is_heavy(self, merged: Merged, deltas: Mapping[str, Delta]) -> bool:
+        """Whether a delta is larger than the base: reading it beside the base costs more than writing it there."""
+        return any(delta.num_bytes > self.backbone.num_bytes for delta in merged.deltas(list(deltas.values())))
 
     def _active(self, recipe: CanonicalRecipe, merged: Merged, deltas: Mapping[str, Delta]) -> ActivePlan:
         known = self._in_use.get(recipe.hash)

@@ -53,7 +53,7 @@ class Scheduler:
     def add(self, sequences: Tokens[Sequence]) -> None:
         """All of them or none. Raises QueueFull."""
         if len(self.waiting) + len(sequences) > self.limits.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting already: ask again later")
+            raise QueueFull(f"{len(self.waiting)} texts are waiting already: ask again later")
         self.waiting.extend(sequences)
 
     def admit(self) -> list[Sequence]:

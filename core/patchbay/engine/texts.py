@@ -74,8 +74,12 @@ class Texts:
         ids = self.inputs.encode(prompt, ready.tokens) if isinstance(prompt, str) else tuple(prompt)
         if not ids:
             raise InputError("the prompt has no tokens", param="prompt")
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            raise InputError(f"a token id is outside the vocabulary of {vocabulary}", param="prompt")
+        for place, token in enumerate(ids):
+            if not 0 <= token < vocabulary:
+                shown = str(token)[:20]
+                raise InputError(
+                    f"token {place} of the prompt, {shown}, is outside the vocabulary of {vocabulary}", param="prompt"
+                )
         return ids
 
     def room(self, prompt: Sequence[int]) -> int:

@@ -65,8 +65,11 @@ def _write(found: dict[str, list[Any]], texts: TokenTexts, logprobs: Sequence[To
             found["top_logprobs"].append(None)
         else:
             likeliest = {text: at_least(each.logprob)}
-            for other, logprob in texts.top(each):
-                likeliest.setdefault(other, logprob)  # of two that are written alike, the likelier one
+            for (number, _), (other, logprob) in zip(each.top, texts.top(each), strict=True):
+                if number == each.token:
+                    continue
+                # Parts of a character, and tokens without a text, are written alike.
+                likeliest[other if other not in likeliest else f"token_id:{number}"] = logprob
             found["token_logprobs"].append(at_least(each.logprob))
             found["top_logprobs"].append(likeliest)
         texts.push(each.token)

@@ -9,8 +9,10 @@ from fastapi import APIRouter, Request, Response
 
 from patchbay.architecture import Task
 from patchbay.engine.engine import Engine
+from patchbay.engine.recipes import Ready
 from patchbay.engine.request import Request as Asking
 from patchbay.engine.request import Sink
+from patchbay.engine.texts import Texts
 from patchbay.errors import InputError
 from patchbay_server.answers.completions import CompletionWriter
 from patchbay_server.answers.respond import respond
@@ -38,7 +40,7 @@ def _prepare(body: CompletionsRequest, engine: Engine, resolver: Resolver, until
     _check(body, engine)
     check_count(len(prompts) * body.n, language.limits.max_waiting)
     resolved, ready = resolver(body)
-    tokens = [language.texts.encode(prompt, ready) for prompt in prompts]
+    tokens = [_encode(language.texts, prompts, index, ready) for index in range(len(prompts))]
     params = sampling(body, body.max_tokens, body.logprobs, body.logprobs if body.echo else None)
     requests = language.texts.requests(ready, tokens, params, sink, n=body.n, deadline=until)
     writer = CompletionWriter(requests, _echo(prompts, requests, body.n) if body.echo else None)
@@ -54,6 +56,16 @@ def _check(body: CompletionsRequest, engine: Engine) -> None:
         raise InputError(
             "a sequence-to-sequence model does not predict its prompt: leave out 'echo' or 'logprobs'", param="echo"
         )
+
+
+def _encode(texts: Texts, prompts: Sequence[Prompt], index: int, ready: Ready) -> tuple[int, ...]:
+    """Raises InputError, which says which of several prompts it is about."""
+    try:
+        return texts.encode(prompts[index], ready)
+    except InputError as error:
+        if len(prompts) == 1 or error.param != "prompt":
+            raise
+        raise InputError(f"prompt {index}: {error.message}", param="prompt") from error
 
 
 def _prompts(body: CompletionsRequest) -> list[Prompt]:
