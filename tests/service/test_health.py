@@ -64,7 +64,7 @@ def test_a_dead_engine_says_so_and_comes_back(llama: Served, path: str) -> None:
 
 @DIES
 def test_all_who_wait_for_an_engine_that_dies_are_told(llama: Served) -> None:
-    body = {"model": "math", "prompt": "the cat", "max_tokens": 4}
+    body = {"model": "math", "prompt": "the cat", "max_tokens": 4, "ignore_eos": True}
     with ThreadPoolExecutor(3) as pool, held(llama) as gate:
         first = pool.submit(llama.post, "/v1/completions", body)
         assert gate.entered.wait(60)
