@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from patchbay.compress.low_rank import low_rank_bands
-from patchbay.compress.options import LOSSLESS, Options
+from patchbay.compress.options import Options
 from patchbay.compress.parts import DensePart, Distils, LowRankPart, Part, Pruner, SparsePart
 from patchbay.compress.problem import Problem
 from patchbay.compress.prune import KeepLargest, KeepRandom, num_kept
 from patchbay.compress.search import Point, maximise
+from patchbay.delta.delta import LOSSLESS
 from patchbay.errors import InvalidRecipe
 
 Params = Mapping[str, int | float | str | bool]

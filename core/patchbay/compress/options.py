@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from patchbay.delta.delta import LOSSLESS
 from patchbay.errors import InvalidRecipe
 
 Support = Literal["sampled", "topk"]
@@ -23,7 +24,6 @@ METHODS = {
     "lossless": "every bit, as differences of bit patterns: how small a file is that loses nothing",
 }
 ONE_SIZE = frozenset({"bitdelta", "lossless"})
-LOSSLESS = "lossless"  # also the encoding of a part that is written from the bits of both models
 VALUES = ("auto", "int8", "int4", "bf16", "fp32", "sign")
 MAX_EVALUATIONS = 10_000
 

@@ -16,9 +16,10 @@ import torch
 from patchbay.adapters import AdaptedCheckpoint, open_finetuned
 from patchbay.architecture import Architecture, TensorSpec
 from patchbay.checkpoint import Checkpoint
-from patchbay.compress.options import LOSSLESS, Options
+from patchbay.compress.options import Options
 from patchbay.compress.write import Writer, finite_difference
 from patchbay.delta import Delta, DeltaFile, Manifest
+from patchbay.delta.delta import LOSSLESS
 from patchbay.delta.fits import check_fits
 from patchbay.delta.lossless import ReadBase
 from patchbay.delta.manifest import Sparse, numel

@@ -16,11 +16,11 @@ from patchbay.checkpoint import Checkpoint, all_finite
 from patchbay.compress.distil import Distilled
 from patchbay.compress.folder import beside
 from patchbay.compress.methods import Method
-from patchbay.compress.options import LOSSLESS, ONE_SIZE, Options
+from patchbay.compress.options import ONE_SIZE, Options
 from patchbay.compress.parts import DensePart, LowRankPart, Part, Progress, SparsePart, scaled
 from patchbay.compress.statistics import Norms, neuron_statistics
 from patchbay.delta import DeltaFile, Manifest, write_delta
-from patchbay.delta.delta import find_exceptions, multiplied_out
+from patchbay.delta.delta import LOSSLESS, find_exceptions, multiplied_out
 from patchbay.delta.encode import DTYPE_NAMES, Streams
 from patchbay.delta.manifest import FORMAT_VERSION, Base, Compression, Provenance, Statistics, Token
 from patchbay.errors import FinetuneMismatch

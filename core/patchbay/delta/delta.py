@@ -13,7 +13,7 @@ from patchbay.checkpoint import as_bits
 from patchbay.delta.low_rank import Factors
 from patchbay.delta.manifest import Manifest
 
-LOSSLESS = "lossless"  # the method that leaves nothing out
+LOSSLESS = "lossless"  # the method that leaves nothing out, and the encoding of parts written from both models' bits
 
 
 @dataclass(frozen=True, slots=True)

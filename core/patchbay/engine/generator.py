@@ -96,19 +96,21 @@ class Generator:
         """
         self._enter()
         turn = self.scheduler.turn()
-        group = self.scheduler.schedule(turn)
-        if not group:
+        chosen = self.scheduler.schedule(turn)
+        if not chosen:
             return False
         try:
-            with self._patch(None if turn is None else group[0][0].request.ready):
-                self._advance(turn)
+            with self._patch(None if turn is None else chosen[0][0].request.ready):
+                self._advance(turn, chosen)
                 for _ in range(0 if turn is None else TURN_STEPS - 1):
-                    if self.scheduler.turn() != turn or not self._advance(turn):
+                    self._enter()
+                    if self.scheduler.turn() != turn or not (chosen := self.scheduler.schedule(turn)):
                         break
+                    self._advance(turn, chosen)
         except Exception as error:  # the weights cannot be had: nobody of this group can go on
             if not isinstance(error, PatchbayError):
                 logger.exception("a group of requests failed")
-            self._fail([sequence for sequence, _ in group], _as_ours(error))
+            self._fail([sequence for sequence, _ in chosen], _as_ours(error))
         return True
 
     def _enter(self) -> None:
@@ -132,18 +134,13 @@ class Generator:
                 self.counts.asked_tokens += len(tokens)
                 self.counts.prefix_tokens += sequence.computed
 
-    def _advance(self, turn: Turn) -> bool:
-        chosen = self.scheduler.schedule(turn)
-        if not chosen:
-            return False
+    def _advance(self, turn: Turn, chosen: list[tuple[Sequence, int]]) -> None:
         if turn is None:
             self.counts.decoupled_steps += 1
         else:
             self.counts.patched_steps += 1
         self.observer.stepped(sequence for sequence, _ in chosen)
         self._forward(chosen)
-        self._enter()
-        return True
 
     def _forward(self, chosen: list[tuple[Sequence, int]]) -> None:
         """Where the pass fails, each half tries by itself: whoever is at fault fails alone. What was kept of a token is
