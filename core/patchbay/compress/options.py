@@ -1,4 +1,7 @@
-"""What a caller may ask of `compress`. Values and their limits only; how they are met is elsewhere."""
+"""What a caller may ask of `compress`. Values and their limits only; how they are met is elsewhere.
+
+Command lines read it before they load torch, so it imports nothing of deltas.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from patchbay.delta.delta import LOSSLESS
 from patchbay.errors import InvalidRecipe
 
 Support = Literal["sampled", "topk"]
@@ -71,7 +73,7 @@ class Options:
             raise InvalidRecipe(f"scale {self.scale} is not a finite number", param="scale")
         if self.scale != 1.0 and self.method != "magnitude":
             raise InvalidRecipe(f"{self.method} finds its own scale: only magnitude takes one", param="scale")
-        if self.values != "auto" and self.method == LOSSLESS:
+        if self.values != "auto" and self.method == "lossless":
             raise InvalidRecipe("lossless keeps bits: it has no encoding of values to choose", param="values")
         if self.seed < 0:
             raise InvalidRecipe(f"seed {self.seed} is negative", param="seed")
@@ -85,7 +87,7 @@ class Options:
     @property
     def keeps_bits(self) -> bool:
         """Whether the fine-tune can be had back bit for bit."""
-        return self.exact or self.method == LOSSLESS
+        return self.exact or self.method == "lossless"
 
     def _check_size(self) -> None:
         given = [name for name in ("density", "target_size", "target_kl") if getattr(self, name) is not None]
