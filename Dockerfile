@@ -5,11 +5,13 @@ ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
+# Compiles the products of deltas; the image that runs has no compiler.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/patchbay
 ENV PATH=/opt/patchbay/bin:$PATH
 # torch first and from its own index: it is the large layer, and the one that changes least.
 RUN --mount=type=cache,target=/root/.cache/pip pip install --index-url ${TORCH_INDEX} "torch>=2.9"
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY core ./core
 COPY service ./service
 RUN --mount=type=cache,target=/root/.cache/pip pip install .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -38,6 +40,29 @@ def test_the_wheel_holds_two_packages_and_their_types(tmp_path: Path) -> None:
     assert tops == {"patchbay", "patchbay_server"}
     assert {"patchbay/py.typed", "patchbay_server/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    compiled = "patchbay/execute/kernels/_rows.so" in names
+    assert compiled == (shutil.which("cc") is not None) == (not wheel.name.endswith("-any.whl"))
+
+
+def test_without_a_compiler_the_package_is_there_all_the_same(tmp_path: Path) -> None:
+    """Its tools are this Python's; nothing else is on the path."""
+    builder = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    env = {**os.environ, "PATH": str(tmp_path)}
+    subprocess.run([*builder, str(ROOT)], check=True, capture_output=True, timeout=120, env=env)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "patchbay/execute/kernels/rows.c" in names and not any(name.endswith(".so") for name in names)
 
 
 def test_pyproject_has_lower_bounds_only() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from patchbay.compress.search import DEFAULT_BOUNDS, Evaluation, Interval, Method, Point, SearchResult, maximise
 from patchbay.delta import Factors, SparseRows
-from patchbay.delta.delta import multiplied_out
+from patchbay.delta.delta import KeptRows, multiplied_out
 from patchbay.errors import InvalidRecipe, WrongShape
 
 
@@ -22,7 +22,7 @@ class PrunedTaskVector(Protocol):
     """Such as a `Delta`. Entries that are not stored, or stored as zero, are not kept; factors keep every entry."""
 
     @property
-    def matrices(self) -> Mapping[str, SparseRows]: ...
+    def matrices(self) -> Mapping[str, KeptRows]: ...
 
     @property
     def vectors(self) -> Mapping[str, torch.Tensor]: ...
@@ -211,7 +211,7 @@ class _Factored:
 
 
 def _sparse(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, SparseRows]:
-    return {number: task.matrices[name] for number, task in enumerate(tasks) if name in task.matrices}
+    return {number: task.matrices[name].unpacked() for number, task in enumerate(tasks) if name in task.matrices}
 
 
 def _dense(tasks: Sequence[PrunedTaskVector], name: str) -> dict[int, torch.Tensor]:

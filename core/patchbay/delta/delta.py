@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -16,9 +17,35 @@ from patchbay.delta.manifest import Manifest
 LOSSLESS = "lossless"  # the method that leaves nothing out, and the encoding of parts written from both models' bits
 
 
+class KeptRows(Protocol):
+    """One matrix's delta. `positions` (int32 or int64, strictly increasing) index the row-major flattened `shape`;
+    `values` are fp32.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def positions(self) -> torch.Tensor: ...
+
+    @property
+    def values(self) -> torch.Tensor: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def unpacked(self) -> SparseRows:
+        """With positions and values at hand."""
+        ...
+
+    def to_dense(self) -> torch.Tensor:
+        """fp32 [shape], zeros where nothing is kept."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """One matrix's delta. `positions` (int32 or int64, strictly increasing) index the row-major flattened `shape`."""
+    """Kept rows as files are decoded to."""
 
     shape: tuple[int, ...]
     positions: torch.Tensor
@@ -28,8 +55,10 @@ class SparseRows:
     def num_bytes(self) -> int:
         return self.positions.nbytes + self.values.nbytes
 
+    def unpacked(self) -> SparseRows:
+        return self
+
     def to_dense(self) -> torch.Tensor:
-        """fp32 [shape], zeros where nothing is kept."""
         dense = torch.zeros(torch.Size(self.shape).numel())
         dense[self.positions.long()] = self.values
         return dense.reshape(self.shape)
@@ -59,7 +88,7 @@ class Delta:
     """All parts under the base's tensor names, except `added`, which carries the fine-tune's names of its heads."""
 
     manifest: Manifest
-    matrices: Mapping[str, SparseRows]
+    matrices: Mapping[str, KeptRows]
     vectors: Mapping[str, torch.Tensor]  # dense fp32 deltas: norms, biases, matrices stored whole
     added: Mapping[str, torch.Tensor]
     copied: Mapping[str, torch.Tensor]
@@ -116,11 +145,12 @@ class Delta:
         return multiplied_out(self.matrices.get(name), self.factors[name])
 
 
-def multiplied_out(rows: SparseRows | None, factors: Factors) -> torch.Tensor:
+def multiplied_out(rows: KeptRows | None, factors: Factors) -> torch.Tensor:
     """A difference with factors, dense: the product, then the kept entries' values added to it."""
     dense = factors.to_dense()
     if rows is not None:
-        dense.view(-1)[rows.positions.long()] += rows.values
+        found = rows.unpacked()
+        dense.view(-1)[found.positions.long()] += found.values
     return dense
 
 

@@ -95,6 +95,20 @@ class Pool(Generic[V]):
         with self._changed:
             return self._values.get(key)
 
+    @property
+    def keys(self) -> list[str]:
+        """Of what is kept now."""
+        with self._changed:
+            return list(self._values)
+
+    def discard(self, key: str) -> None:
+        """What is kept under `key` is thrown out, pinned or not. Nothing where there is nothing."""
+        with self._changed:
+            self._pinned.pop(key, None)
+            value = self._values.pop(key, None)
+            if value is not None:
+                self.num_bytes -= value.num_bytes
+
     def __len__(self) -> int:
         return len(self._values)
 

@@ -17,7 +17,7 @@ from patchbay.delta import Delta
 from patchbay.delta.manifest import Token
 from patchbay.engine.pool import Pool
 from patchbay.errors import InputError
-from patchbay.execute.active import ActivePlan, CompiledDelta
+from patchbay.execute.active import ActivePlan, CompiledDelta, pack
 from patchbay.execute.prove import Proof
 from patchbay.execute.vocabulary import appended_rows
 from patchbay.merge import CanonicalRecipe, Merged, build
@@ -69,7 +69,7 @@ class Recipes:
         # One for all requests of a recipe while any is under way: their rows are one segment then.
         self._in_use: WeakValueDictionary[str, ActivePlan] = WeakValueDictionary()
         self.built: Callable[[float], None] = lambda seconds: None  # told how long each plan took
-        self._load = load
+        self._load = load if not proof.ok else lambda digest: pack(load(digest), backbone)
 
     def prepare(self, recipe: CanonicalRecipe | None, wanted: Path | None = None) -> Ready:
         """Loads what is missing. Raises as `load` and `build` do, and InputError where the path that is `wanted` is not
@@ -117,6 +117,22 @@ class Recipes:
 
     def is_pinned(self, digest: str) -> bool:
         return self.deltas.is_pinned(digest)
+
+    def forget(self, key: str) -> None:
+        """Lets go of a delta, or of a merge, that cannot be trusted any more, and of all that is made of deltas: it is
+        made anew for who asks next. What is pinned is loaded again at once; raises as `pin` does.
+        """
+        is_pinned = self.is_pinned(key)
+        self.unpin(key)
+        self.deltas.discard(key)
+        for other in self.plans.keys:
+            self.plans.discard(other)
+        for other in self.compiled.keys:
+            if not self.compiled.is_pinned(other):
+                self.compiled.discard(other)
+        self._in_use = WeakValueDictionary()
+        if is_pinned:
+            self.pin(key)
 
     def _build(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
         started = time.perf_counter()

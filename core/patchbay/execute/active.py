@@ -6,16 +6,19 @@ Knows nothing of batches and layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 
+from patchbay.architecture import TensorSpec
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
-from patchbay.delta.delta import apply_difference
+from patchbay.delta.delta import KeptRows, apply_difference
+from patchbay.delta.packed import PackedRows
 from patchbay.execute.kernels import Kernel, compile_matrix
 from patchbay.execute.kernels.dense import Dense
+from patchbay.execute.kernels.packed import can_pack
 from patchbay.merge import MergePlan
 from patchbay.merge.parts import planned_matrix
 
@@ -39,8 +42,23 @@ class CompiledDelta:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Of the kernels alone."""
+        """Of the kernels; packed entries are the delta's own memory."""
         return sum(kernel.num_bytes for kernel in self.kernels.values())
+
+
+def pack(delta: Delta, backbone: Backbone) -> Delta:
+    """The same delta with its kept entries as products read them, where this machine has the code for it: a third of
+    the memory or less, and nothing to be made when it first runs.
+    """
+    matrices = {name: _packed(rows, backbone.specs[name], backbone.device) for name, rows in delta.matrices.items()}
+    return replace(delta, matrices=matrices)
+
+
+def _packed(rows: KeptRows, spec: TensorSpec, device: torch.device) -> KeptRows:
+    transposed = spec.neuron_axis == 1
+    if not spec.is_matrix or len(spec.shape) != 2 or not can_pack(spec.shape[0 if transposed else 1], device):
+        return rows
+    return PackedRows.of(rows.unpacked(), transposed=transposed)
 
 
 Terms = Sequence[tuple[CompiledDelta, torch.Tensor]]

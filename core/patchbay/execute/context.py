@@ -16,9 +16,10 @@ import torch
 
 from patchbay.errors import PatchInProgress
 from patchbay.execute.active import ActivePlan
-from patchbay.execute.kernels import Kernel
+from patchbay.execute.kernels import Kernel, parts_of
+from patchbay.execute.kernels.packed import Packed
+from patchbay.execute.work import Places, Products, Rows, Table, Work, stacked
 
-Rows = slice | torch.Tensor
 _RUNNING: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 
@@ -30,42 +31,8 @@ class Segment:
     plan: ActivePlan | None
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Numbers that many rows share: `values` [entries, out] or [entries, 1], and which entry each row has, None where
-    row i has entry i.
-    """
-
-    values: torch.Tensor
-    entries: torch.Tensor | None
-
-    def of_rows(self, rows: slice = slice(None)) -> torch.Tensor:
-        """[rows, 1, out] or [rows, 1, 1]."""
-        values = self.values[rows] if self.entries is None else self.values[self.entries[rows]]
-        return values[:, None]
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """For each delta the batch's rows that use it, and of all these, one delta after the other, the row [N] and the
-    number of the pair of delta and segment that it comes from, None where there are as many pairs as rows.
-    """
-
-    by_delta: tuple[Rows, ...]
-    rows: torch.Tensor
-    pairs: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one matrix costs a batch: `scale` of the base's product, the products to be made, where they go, and what
-    they are multiplied by; None where that is 1 throughout.
-    """
-
-    scale: Table | None
-    kernels: tuple[Kernel, ...]
-    places: Places
-    coefficients: Table | None
+# A kernel with the numbers of the segments that use it, and their coefficients.
+_Used = tuple[Kernel, Sequence[tuple[int, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -140,14 +107,15 @@ class Batch:
             for delta, coefficients in segment.plan.terms(name):
                 used.setdefault(id(delta), (delta.kernels[name], []))[1].append((number, coefficients))
             scales[number] = segment.plan.base_scale(name)
-        places = self._find_places(tuple(tuple(number for number, _ in found) for _, found in used.values()))
-        coefficients = _stacked([each for _, found in used.values() for _, each in found])
-        return Work(
-            scale=self._scale(scales),
-            kernels=tuple(kernel for kernel, _ in used.values()),
-            places=places,
-            coefficients=None if bool((coefficients == 1).all()) else Table(coefficients, places.pairs),
-        )
+        parts = [(part, found) for kernel, found in used.values() for part in parts_of(kernel)]
+        packed = [part for part in parts if isinstance(part[0], Packed)]
+        others = [part for part in parts if not isinstance(part[0], Packed)]
+        return Work(self._scale(scales), tuple(self._products(group) for group in (packed, others) if group))
+
+    def _products(self, used: Sequence[_Used]) -> Products:
+        places = self._find_places(tuple(tuple(number for number, _ in found) for _, found in used))
+        coefficients = [each for _, found in used for _, each in found]
+        return Products.of([kernel for kernel, _ in used], places, coefficients, self.num_rows)
 
     def _scale(self, scales: Sequence[torch.Tensor | None]) -> Table | None:
         if all(scale is None for scale in scales):
@@ -157,7 +125,7 @@ class Batch:
         for number, segment in enumerate(self.segments):
             for row in segment.rows:
                 order[row] = number
-        return Table(_stacked([one if scale is None else scale for scale in scales]), self._index(order))
+        return Table(stacked([one if scale is None else scale for scale in scales]), self._index(order))
 
     def _find_places(self, segments: tuple[tuple[int, ...], ...]) -> Places:
         """`segments`: for each delta the numbers of those that use it: most matrices have the same."""
@@ -167,6 +135,7 @@ class Batch:
             pairs = [pair for pair, size in enumerate(sizes) for _ in range(size)]
             self._places[segments] = Places(
                 tuple(map(self._place, rows)),
+                tuple(map(len, rows)),
                 self._index([row for found in rows for row in found]),
                 None if len(sizes) == len(pairs) else self._index(pairs),
             )
@@ -181,12 +150,6 @@ class Batch:
 
     def _index(self, rows: Sequence[int]) -> torch.Tensor:
         return torch.tensor(rows, device=self.device)
-
-
-def _stacked(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[rows, out], or [rows, 1] where all are single numbers."""
-    widest = max((len(row) for row in rows), default=1)
-    return torch.stack([row.expand(widest) for row in rows]) if rows else torch.empty(0, 1)
 
 
 def running() -> Batch | None:

@@ -16,9 +16,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from patchbay.execute.active import ActivePlan
-from patchbay.execute.context import Batch, Work, entered, running
+from patchbay.execute.context import Batch, entered, running
 
-MANY = 16  # inputs of one product from which on copies around it cost more than calls
 Names = Mapping[str, str]  # a layer's own parameters -> the checkpoint's names
 
 
@@ -33,40 +32,8 @@ def add_deltas(batch: Batch, name: str, x: torch.Tensor, y: torch.Tensor) -> Non
     inputs, outputs = batch.split(x), batch.split(y)
     if work.scale is not None:
         outputs.mul_(work.scale.of_rows())
-    if not work.kernels:
-        return
-    given = inputs.float()
-    if len(work.places.rows) * given.shape[1] > MANY * len(work.kernels):
-        _add_one_by_one(work, given, outputs)
-    else:
-        _add_together(work, given, outputs)
-
-
-def _add_together(work: Work, given: torch.Tensor, outputs: torch.Tensor) -> None:
-    """Few inputs a product: calls cost more than what is copied."""
-    products = [
-        kernel.product(given[rows].flatten(0, 1))
-        for kernel, rows in zip(work.kernels, work.places.by_delta, strict=True)
-    ]
-    z = torch.cat(products).view(len(work.places.rows), -1, outputs.shape[-1])
-    if work.coefficients is not None:
-        z.mul_(work.coefficients.of_rows())
-    outputs.index_add_(0, work.places.rows, z.to(outputs.dtype))
-
-
-def _add_one_by_one(work: Work, given: torch.Tensor, outputs: torch.Tensor) -> None:
-    """Many inputs a product: each goes where it belongs at once."""
-    end = 0
-    for kernel, rows in zip(work.kernels, work.places.by_delta, strict=True):
-        inputs = given[rows]
-        product = kernel.product(inputs.flatten(0, 1)).view(*inputs.shape[:2], -1)
-        start, end = end, end + len(inputs)
-        if work.coefficients is not None:
-            product = product * work.coefficients.of_rows(slice(start, end))
-        if isinstance(rows, slice):
-            outputs[rows].add_(product)
-        else:
-            outputs.index_add_(0, rows, product.to(outputs.dtype))
+    for products in work.products:
+        products.add(inputs, outputs)
 
 
 def own_bias(batch: Batch, names: Names, bias: torch.Tensor | None) -> torch.Tensor | None:

@@ -47,7 +47,7 @@ class Patcher:
 
     def __post_init__(self) -> None:
         self._applied = Lock()
-        self.damaged = False  # a restore failed: the resident weights are not the base's any more
+        self.damaged = False  # the resident weights are not the base's any more
 
     @contextmanager
     def patched(self, plan: MergePlan, deltas: Sequence[Delta]) -> Iterator[None]:
@@ -73,9 +73,9 @@ class Patcher:
                 self._applied.release()
 
     def check(self) -> None:
-        """Raises BackboneError once a restore has failed: nothing may be answered from these weights again."""
+        """Raises BackboneError once the weights are damaged: nothing may be answered from them again."""
         if self.damaged:
-            raise BackboneError("the resident weights could not be restored after a failure: restart the server")
+            raise BackboneError("the resident weights are not the base's any more, as the log says: restart the server")
 
     def _restore(self, saved: list[Saved | Extended]) -> None:
         for item in reversed(saved):

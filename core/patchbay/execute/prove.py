@@ -17,7 +17,7 @@ import torch
 from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, Manifest, SparseRows
-from patchbay.execute.active import ActivePlan, CompiledDelta
+from patchbay.execute.active import ActivePlan, CompiledDelta, pack
 from patchbay.execute.context import Batch, Segment, delta_context
 from patchbay.execute.patch import Patcher
 from patchbay.merge import MatrixPlan, MergePlan
@@ -109,7 +109,9 @@ def _output(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _delta(backbone: Backbone, seed: int) -> Delta:
-    """Of every matrix a few entries, as large as the matrix's own; of every vector all, a tenth as large."""
+    """Of every matrix a few entries, as large as the matrix's own, in one of the two nothing but signs; of every vector
+    all, a tenth as large.
+    """
     generator = torch.Generator().manual_seed(seed)
     matrices: dict[str, SparseRows] = {}
     vectors: dict[str, torch.Tensor] = {}
@@ -121,12 +123,13 @@ def _delta(backbone: Backbone, seed: int) -> Delta:
         if spec.is_matrix:
             count = max(1, round(DENSITY * spec.numel))
             positions = torch.unique(torch.randint(spec.numel, (count,), generator=generator))
-            values = size * torch.randn(len(positions), generator=generator)
+            values = torch.randn(len(positions), generator=generator)
+            values = size * (values.sign() if seed % 2 else values)
             matrices[name] = SparseRows(spec.shape, positions, values)
         else:
             # Upwards: a variance must stay positive.
             vectors[name] = 0.1 * size * torch.rand(spec.shape, generator=generator)
-    return Delta(_manifest(backbone), matrices, vectors, {}, {}, {})
+    return pack(Delta(_manifest(backbone), matrices, vectors, {}, {}, {}), backbone)
 
 
 def _plan(backbone: Backbone, deltas: list[Delta], seed: int) -> MergePlan:

@@ -124,7 +124,7 @@ class Matrix:
                 self._blocks(self._rows(delta.difference(self.name))), self._blocks(self._base_rows), strict=True
             )
             return torch.cat([torch.linalg.vecdot(rows.double(), base.double()) for rows, base in pairs])
-        rows = delta.matrices[self.name]
+        rows = delta.matrices[self.name].unpacked()
         products = rows.values.double() * self.base.stored(self.name).reshape(-1)[rows.positions.long()].double()
         return torch.bincount(self._neurons(rows.positions), products, self.num_neurons)
 
@@ -153,7 +153,7 @@ class Matrix:
 
     def _listed(self, delta: Delta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Positions, their neurons, and values."""
-        rows = delta.matrices[self.name]
+        rows = delta.matrices[self.name].unpacked()
         return rows.positions.long(), self._neurons(rows.positions), rows.values.double()
 
     def _dense_gram(self) -> torch.Tensor:

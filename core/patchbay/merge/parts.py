@@ -73,8 +73,8 @@ def _scaled_parts(
 ) -> Iterator[Part]:
     for coefficients, delta in zip(plan.coefficients.to(tensor.device), deltas, strict=True):
         if delta.is_sparse(name):
-            positions = delta.matrices[name].positions.to(tensor.device, torch.int64)
-            values = delta.matrices[name].values.to(tensor.device)
+            rows = delta.matrices[name].unpacked()
+            positions, values = rows.positions.to(tensor.device, torch.int64), rows.values.to(tensor.device)
             yield positions, values * _at_positions(coefficients, positions, tensor.shape, axis)
         elif name in delta:
             difference = delta.difference(name).to(tensor.device).reshape(tensor.shape)

@@ -5,17 +5,21 @@ Knows nothing of recipes, layers and requests.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from patchbay.architecture import TensorSpec
 from patchbay.delta import Delta
+from patchbay.delta.delta import KeptRows
+from patchbay.delta.packed import PackedRows
 from patchbay.execute.kernels.dense import Dense
 from patchbay.execute.kernels.low_rank import LowRank
+from patchbay.execute.kernels.packed import Packed, can_pack
 from patchbay.execute.kernels.sparse import Sparse
 
-__all__ = ["Kernel", "compile_matrix"]
+__all__ = ["Kernel", "compile_matrix", "parts_of"]
 
 
 class Kernel(Protocol):
@@ -39,10 +43,23 @@ def compile_matrix(delta: Delta, name: str, spec: TensorSpec, device: torch.devi
     if name in delta.vectors:
         whole = delta.vectors[name]
         return Dense((whole.T if transposed else whole).contiguous().to(device))
-    sparse = Sparse.of(delta.matrices[name], transposed=transposed, device=device) if name in delta.matrices else None
+    sparse = _entries(delta.matrices[name], transposed, device) if name in delta.matrices else None
     if name not in delta.factors:
         assert sparse is not None, f"the delta does not change {name}"
         return sparse
     factors = delta.factors[name]
     left, right = (factors.right, factors.left) if transposed else (factors.left, factors.right)
     return LowRank(left.to(device), right.to(device), sparse)
+
+
+def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
+    """Kernels whose products add up to this one's: entries can be multiplied with those of other deltas."""
+    if isinstance(kernel, LowRank) and kernel.rest is not None:
+        return replace(kernel, rest=None), kernel.rest
+    return (kernel,)
+
+
+def _entries(rows: KeptRows, transposed: bool, device: torch.device) -> Sparse | Packed:
+    if isinstance(rows, PackedRows) and rows.transposed == transposed and can_pack(rows.inputs, device):
+        return Packed(rows)
+    return Sparse.of(rows.unpacked(), transposed=transposed, device=device)
