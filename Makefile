@@ -4,14 +4,14 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec clean
+.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 venv: $(STAMP)  ## a virtual environment in .venv with everything installed
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py core/patchbay/execute/kernels/rows.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
@@ -33,7 +33,7 @@ test: lint  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server 
 
 test-long: venv  ## thousands of interleaved requests, and every architecture that answers many at once
 	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
-	  tests/engine/test_isolation.py tests/engine/test_mixed.py
+	  tests/engine/test_encoder_interleavings.py tests/engine/test_isolation.py tests/engine/test_mixed.py
 
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
@@ -61,6 +61,9 @@ bench-serving: venv  ## many fine-tunes of one model, served in every way there 
 
 bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for each encoding
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.codec
+
+soak: venv  ## a server under churn for MINUTES=30: its memory must stay flat, and nothing may fail; draws benchmarks/soak.png
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30) --plot benchmarks/soak.png
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ Knows nothing of deltas, merges or requests.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from patchbay.architecture import AUTO_CLASS, CLASSIFIERS, Architecture, Task, TensorSpec
-from patchbay.checkpoint import Checkpoint, raw_bytes
+from patchbay.checkpoint import Checkpoint, byte_pieces
 from patchbay.errors import BackboneError, UnsupportedBackbone
 
 DTYPES: Mapping[str, torch.dtype | str] = {"auto": "auto", "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -100,6 +100,10 @@ class Backbone:
     def compute_digest(self) -> str:
         """sha256 over all resident weights as they are now."""
         return _digest(self._tensors)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """What the digest is taken over, in order: a megabyte each at the most, read when it is asked for."""
+        return _pieces(self._tensors)
 
     @property
     def num_bytes(self) -> int:
@@ -215,7 +219,12 @@ def _device(name: str) -> torch.device:
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(raw_bytes(tensor))
+    for piece in _pieces(tensors):
+        digest.update(piece)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode()
+        yield from byte_pieces(tensor)

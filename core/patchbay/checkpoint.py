@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from patchbay.errors import BackboneError, UnsupportedBackbone
 
+PIECE = 1 << 20  # bytes: hashed in two milliseconds or so
 INDEX = "model.safetensors.index.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -113,7 +114,16 @@ def _stamp(file: Path) -> Stamp:
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's memory, row-major, without a copy when it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # a single entry counts as contiguous whatever its stride is
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def byte_pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The same, cut into pieces of at most `PIECE` bytes; each is read when it is asked for."""
+    flat = tensor.detach().reshape(-1)
+    entries = PIECE // flat.element_size()
+    for start in range(0, len(flat), entries):
+        yield raw_bytes(flat[start : start + entries])
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from patchbay.engine.engine import Engine
 from patchbay.errors import PatchbayError
-from patchbay_server.generation_metrics import GenerationMetrics
+from patchbay_server.generation_metrics import GenerationMetrics, ReadCounter
 from patchbay_server.jobs.base import JobQueue, State
 
 
@@ -42,6 +42,11 @@ class Metrics:
             self._gauge(f"patchbay_{name}_cache_misses", "Requests that had to make it.", lambda p=pool: p.misses)
         pinned = recipes.deltas
         self._gauge("patchbay_pinned_delta_bytes", "Bytes of pinned deltas.", lambda: pinned.pinned_bytes)
+        checks = engine.integrity
+        rounds = ReadCounter("patchbay_integrity_rounds", "Checks of all that is in memory.", registry=self.registry)
+        rounds.set_function(lambda: checks.num_rounds)
+        failures = ReadCounter("patchbay_integrity_failures", "Things that had changed.", registry=self.registry)
+        failures.set_function(lambda: checks.num_failures)
         self.generation = GenerationMetrics(engine, self.registry)
 
     def render(self) -> bytes:

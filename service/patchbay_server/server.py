@@ -85,7 +85,7 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
         prefixes=settings.prefix_bytes,
     )
     limits = Limits(settings.max_running, settings.max_step_tokens, settings.max_waiting)
-    return Engine(backbone, load, budgets=budgets, limits=limits)
+    return Engine(backbone, load, budgets=budgets, limits=limits, check_every=settings.check_seconds)
 
 
 def serve(settings: Settings) -> None:

@@ -35,6 +35,18 @@ def test_the_least_recently_used_leaves_first() -> None:
     assert pool.get("b", lambda: Value(4)) is not values["b"]
 
 
+def test_what_is_discarded_is_made_anew() -> None:
+    pool: Pool[Value] = Pool(10)
+    first = pool.pin("a", lambda: Value(4))
+    pool.get("b", lambda: Value(3))
+    assert pool.keys == ["a", "b"]
+    pool.discard("a")
+    pool.discard("nobody")
+    assert (pool.keys, pool.num_bytes, pool.pinned_bytes) == (["b"], 3, 0)
+    assert pool.get("a", lambda: Value(4)) is not first
+    assert not pool.is_pinned("a")
+
+
 def test_a_look_changes_nothing() -> None:
     pool: Pool[Value] = Pool(8)
     first = pool.get("a", lambda: Value(4))

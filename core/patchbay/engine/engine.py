@@ -14,6 +14,7 @@ from patchbay.architecture import CLASSIFIERS, Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.engine.encoders import Encoders
+from patchbay.engine.integrity import Integrity
 from patchbay.engine.language import Language
 from patchbay.engine.lock import FairLock
 from patchbay.engine.observer import Observer
@@ -57,11 +58,18 @@ class Verdict:
 
 class Engine:
     """A language model's requests run together in a thread of its own, which `close` ends; an encoder's together in
-    the thread of one of those who asked.
+    the thread of one of those who asked. Where `check_every` is a number of seconds, what is in memory is checked that
+    often, between requests.
     """
 
     def __init__(
-        self, backbone: Backbone, load: Load, *, budgets: Budgets | None = None, limits: Limits | None = None
+        self,
+        backbone: Backbone,
+        load: Load,
+        *,
+        budgets: Budgets | None = None,
+        limits: Limits | None = None,
+        check_every: float = 0,
     ) -> None:
         budgets = budgets or Budgets()
         self.backbone = backbone
@@ -87,6 +95,14 @@ class Engine:
             is_plain = backbone.task is Task.EMBEDDING
             self.encoders.why_alone(UnitVectors(backbone.model) if is_plain else Logits(backbone.model))
         self.recipes = Recipes(backbone, load, self.proof, delta_bytes=budgets.deltas, plan_bytes=budgets.plans)
+        self.integrity = Integrity(
+            backbone,
+            self._lock,
+            (self.recipes.deltas, self.recipes.compiled, self.recipes.plans),
+            distrust_base=self._distrust_base,
+            distrust=self._distrust,
+            every=check_every,
+        )
 
     def prepare(self, recipe: CanonicalRecipe | None, path: Path | None = None) -> Ready:
         """Loads and merges what is missing, in the caller's thread. Raises InputError for a `path` that is not to be
@@ -146,8 +162,9 @@ class Engine:
             self._language.loop.wake()
 
     def close(self) -> None:
-        """Ends the engine's thread, and with it every text that is under way."""
+        """Ends the engine's threads, and with them every text that is under way."""
         self.stop()
+        self.integrity.stop()
         if self._language is not None:
             self._language.close()
 
@@ -191,6 +208,16 @@ class Engine:
         if kept is not None:
             return kept.warnings
         return warnings_of(find_method(recipe.method), list(self.recipes.load(recipe).values()))
+
+    def _distrust_base(self) -> None:
+        self._patcher.damaged = True
+
+    def _distrust(self, key: str) -> None:
+        """Nothing is kept of a delta or a merge that has changed in memory, nor of what it was used for."""
+        self.heads.discard(key)
+        if self._language is not None:
+            self._language.forget()
+        self.recipes.forget(key)
 
     def _prove(self) -> Proof:
         if self._language is not None and self._language.not_continuous is not None:

@@ -58,6 +58,7 @@ class Language:
         else:
             self.limits = limits.for_whole_prompts()
         self.texts = Texts(backbone, inputs, most)
+        self._prefixes = prefixes
         self.generator = Generator(self.runner, prefixes, self.limits, patch)
         self.loop = Loop(self.generator.step, self._died)
 
@@ -93,6 +94,11 @@ class Language:
                 self.cancel(ticket)
                 raise Cancelled("the request was cancelled")
         return collector.result()
+
+    def forget(self) -> None:
+        """What was read before is read again: it may have been read under weights that cannot be trusted."""
+        if self._prefixes is not None:
+            self._prefixes.forget()
 
     @property
     def memory(self) -> Memory:

@@ -14,12 +14,14 @@ class FairLock:
     """Whoever lets go hands it to the one that waits longest: it is never free for somebody who comes by just then."""
 
     def __init__(self) -> None:
-        self._changing = Lock()  # of the two below
+        self.num_asked = 0  # for it, since the start
+        self._changing = Lock()  # of all others
         self._taken = False
         self._waiting: deque[Lock] = deque()  # each is let go when its owner's turn has come
 
     def __enter__(self) -> None:
         with self._changing:
+            self.num_asked += 1
             if not self._taken:
                 self._taken = True
                 return

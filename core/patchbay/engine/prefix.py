@@ -28,6 +28,7 @@ class PrefixCache:
     def __init__(self, geometry: Geometry, max_bytes: int) -> None:
         self.max_blocks = max_bytes // (BLOCK * geometry.token_bytes)
         self.hit_tokens = 0
+        self._is_void = False
         self._block_bytes = BLOCK * geometry.token_bytes
         self._blocks: OrderedDict[bytes, list[Pair]] = OrderedDict()
 
@@ -35,8 +36,13 @@ class PrefixCache:
     def num_bytes(self) -> int:
         return len(self._blocks) * self._block_bytes
 
+    def forget(self) -> None:
+        """Nothing that is there now is found again. From any thread: the blocks go when they are next looked at."""
+        self._is_void = True
+
     def restore(self, key: str, tokens: Sequence[int], place: Place) -> int:
         """Writes what is known of the text's beginning to its place; how many tokens that is."""
+        self._clear_if_void()
         found = list(takewhile(self._blocks.__contains__, _names(key, tokens)))
         for name in reversed(found):
             self._blocks.move_to_end(name)
@@ -51,6 +57,7 @@ class PrefixCache:
 
     def keep(self, key: str, tokens: Sequence[int], place: Place) -> None:
         """Of a text whose tokens all have keys and values, all whole blocks that are not there yet and fit."""
+        self._clear_if_void()
         names = list(islice(_names(key, tokens), self.max_blocks))
         for number, name in reversed(list(enumerate(names))):
             if name not in self._blocks:
@@ -58,6 +65,11 @@ class PrefixCache:
                     self._blocks.popitem(last=False)
                 self._blocks[name] = [(keys.clone(), values.clone()) for keys, values in _slices(place, number)]
             self._blocks.move_to_end(name)
+
+    def _clear_if_void(self) -> None:
+        if self._is_void:
+            self._is_void = False
+            self._blocks.clear()
 
 
 def _names(key: str, tokens: Sequence[int]) -> Iterator[bytes]:
