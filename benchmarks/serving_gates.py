@@ -1,7 +1,11 @@
-"""What has to hold before a number is worth printing: all systems answer the same, and weights are what they were."""
+"""What has to hold before a number is worth printing: all systems answer the same, and weights are what they were.
+
+Knows nothing of time.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +14,14 @@ import torch
 from benchmarks.systems.base import Ask, Served, Terms
 from benchmarks.systems.copies import Replicas
 from benchmarks.systems.ours import Ours
-from benchmarks.systems.shapes import draw_delta
+from benchmarks.systems.shapes import draw_delta, opened
 from benchmarks.workload import Work, plain, sums
 from patchbay.backbone import Backbone
+from patchbay.delta import Delta
 from patchbay.engine.engine import Engine
 from patchbay.engine.recipes import Path as How
 
-SAME = ("decoupled", "patched", "replicas", "swap")  # the same deltas, in other ways
+SAME = ("automatic", "decoupled", "patched", "replicas", "swap")  # the same deltas, in other ways
 LOUD = 0.3  # spread of these deltas' entries: every recipe has another answer
 SHARED = 96  # tokens that all prompts of the prefix gate begin with
 
@@ -29,24 +34,30 @@ def exact(folder: Path) -> None:
     """In fp32: mixed batches, patched turns and whole models give the same tokens, alone or beside others, and texts
     that begin alike under other recipes share nothing. Raises GateFailed.
     """
-    backbone = Backbone.load(folder)
-    deltas = {str(number): draw_delta(backbone, 0.05, number, LOUD) for number in range(4)}
+    deltas = _loud(Backbone.load(folder))
     variants: list[Terms] = [(), *plain([0, 1, 2]), *sums(4, 4)]
     shared = tuple(range(100, 100 + SHARED))
     asks = [Ask((*shared, 7 * number + 5), 8, terms) for number, terms in enumerate(variants)]
     expected = [served.tokens for served in Replicas(Backbone.load(folder), deltas, variants).serve(asks)]
     if len(set(map(tuple, expected))) < len(expected):
         raise GateFailed("two recipes have the same answer: nothing would be seen")
-    for path in (How.DECOUPLED, How.PATCHED):
-        ours = Ours(path, Backbone.load(folder), deltas, path)
+    for path in (None, How.DECOUPLED, How.PATCHED):
+        name = path or "automatic"
+        ours = Ours(name, Backbone.load(folder), deltas, path)
         try:
-            _same(f"{path}, all at once", [served.tokens for served in ours.serve(asks)], expected)
+            _same(f"{name}, all at once", [served.tokens for served in ours.serve(asks)], expected)
             # Again, when every text's beginning is known under its recipe, and one by one.
-            _same(f"{path}, again", [served.tokens for served in ours.serve(asks)], expected)
-            _same(f"{path}, alone", [ours.serve([ask])[0].tokens for ask in asks], expected)
+            _same(f"{name}, again", [served.tokens for served in ours.serve(asks)], expected)
+            _same(f"{name}, alone", [ours.serve([ask])[0].tokens for ask in asks], expected)
             check_base(ours.engine)
         finally:
             ours.close()
+
+
+def _loud(backbone: Backbone) -> dict[str, Delta]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = [draw_delta(Path(folder) / f"{n}.safetensors", backbone, 0.05, n, spread=LOUD) for n in range(4)]
+        return {str(number): opened(file, backbone) for number, file in enumerate(files)}
 
 
 def check_tokens(work: Work, served: Mapping[str, Sequence[Served]], dtype: torch.dtype) -> None:

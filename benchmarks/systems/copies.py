@@ -18,11 +18,12 @@ from patchbay.delta import Delta
 
 
 class BaseOnly(Turns):
-    """transformers' `generate` on the base, whatever is asked for: what serving one model costs."""
+    """transformers' `generate` on the base, whatever is asked for: what serving one model costs. The model may be
+    wrapped, which changes no answer and should cost nothing.
+    """
 
-    name = "base, generate"
-
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, name: str, model: PreTrainedModel) -> None:
+        self.name = name
         self.model = model
 
     @contextmanager

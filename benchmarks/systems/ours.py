@@ -1,16 +1,19 @@
-"""Patchbay's engine, on one path or on the one that it takes by itself, and wrapped weights without any delta."""
+"""Patchbay's engine, on one path or on the one that it takes by itself, and wrapped weights without any delta.
+
+Knows nothing of what is measured.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.systems.base import Ask, Served, System, num_bytes
 from benchmarks.systems.shapes import recipe
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
-from patchbay.engine.engine import Engine
+from patchbay.engine.engine import Budgets, Engine
 from patchbay.engine.recipes import Path, Ready
 from patchbay.engine.request import SamplingParams, Update
 
@@ -33,11 +36,16 @@ class _Noted:
 
 
 class Ours(System):
-    """`path`: how deltas run; None leaves it to the engine."""
+    """`path`: how deltas run; None leaves it to the engine. Without `prefixes` it keeps nothing of a text for those
+    that begin like it: in a benchmark the same prompts come again in every round.
+    """
 
-    def __init__(self, name: str, backbone: Backbone, deltas: Mapping[str, Delta], path: Path | None) -> None:
+    def __init__(
+        self, name: str, backbone: Backbone, deltas: Mapping[str, Delta], path: Path | None, *, prefixes: bool = True
+    ) -> None:
         self.name = name
-        self.engine = Engine(backbone, deltas.__getitem__)
+        budgets = Budgets() if prefixes else Budgets(prefixes=0)
+        self.engine = Engine(backbone, deltas.__getitem__, budgets=budgets)
         self.path = path
 
     def serve(self, asks: Sequence[Ask]) -> list[Served]:
@@ -60,7 +68,14 @@ class Ours(System):
     @property
     def resident_bytes(self) -> int:
         recipes = self.engine.recipes
-        return num_bytes(self.engine.backbone.model) + recipes.deltas.num_bytes + recipes.compiled.num_bytes
+        return num_bytes(self.engine.backbone.model) + recipes.deltas.num_bytes
 
     def close(self) -> None:
         self.engine.close()
+
+
+class Baseline(Ours):
+    """The same requests without their deltas: the ceiling."""
+
+    def serve(self, asks: Sequence[Ask]) -> list[Served]:
+        return super().serve([replace(ask, terms=()) for ask in asks])

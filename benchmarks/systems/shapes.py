@@ -1,4 +1,7 @@
-"""Llama shapes with random weights, and random deltas of them: how long an answer takes does not depend on values."""
+"""Llama shapes with random weights, and random deltas of them: how long an answer takes does not depend on values.
+
+Knows no system and no work.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.systems.base import Terms
 from patchbay.backbone import Backbone
-from patchbay.delta import Delta, Manifest, SparseRows
+from patchbay.delta import Delta, SparseRows, read_delta, write_delta
+from patchbay.delta.encode import Streams
 from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, MergePlan, Recipe, Term, build_plan, settled
 
@@ -55,28 +59,35 @@ def make_base(name: str, folder: Path, dtype: torch.dtype) -> Path:
     return out
 
 
-def draw_delta(backbone: Backbone, density: float, seed: int, spread: float = SPREAD) -> Delta:
-    """Of every matrix but the vocabulary's, `density` of the entries, anywhere, with values of that spread."""
+def draw_delta(
+    out: Path, backbone: Backbone, density: float, seed: int, *, spread: float = SPREAD, signs: bool = False
+) -> Path:
+    """A delta file: of every matrix but the vocabulary's, `density` of the entries, anywhere, with values of that
+    spread in bf16, or with `signs` a matrix's all of one size.
+    """
     generator = torch.Generator().manual_seed(seed)
-    rows: dict[str, SparseRows] = {}
+    streams = Streams()
     for name, spec in backbone.specs.items():
         if spec.is_matrix and not spec.is_vocabulary:
             count = round(density * spec.numel)
             positions = torch.unique(torch.randint(spec.numel, (count,), generator=generator))
             values = spread * torch.randn(len(positions), generator=generator)
-            rows[name] = SparseRows(spec.shape, positions.to(torch.int32), values)
-    manifest = Manifest.model_validate(
-        {
-            "format_version": 2,
-            "base": {"name": "drawn", "fingerprint": backbone.fingerprint},
-            "compression": {"method": "magnitude", "density": density},
-            "statistics": {"relative_error": 0.0, "sigma": 0.0},
-            "provenance": {"finetuned": f"drawn-{seed}", "tool": "benchmarks.serving", "original_bytes": 0},
-            "tensors": {},
-            "payload_sha256": backbone.fingerprint,
-        }
-    )
-    return Delta(manifest, rows, {}, {}, {}, {})
+            rows = SparseRows(spec.shape, positions.to(torch.int32), values)
+            streams.add_sparse(name, rows, "sign_tensor" if signs else "bf16", backbone.tensor(name).dtype)
+    entries, data = streams.finish()
+    manifest = {
+        "base": {"name": "drawn", "fingerprint": backbone.fingerprint},
+        "compression": {"method": "drawn", "density": density},
+        "statistics": {"relative_error": 0.0, "sigma": 0.0},
+        "provenance": {"finetuned": f"drawn-{seed}", "tool": "benchmarks.serving", "original_bytes": 0},
+        "tensors": entries,
+    }
+    return write_delta(out, manifest, data).path
+
+
+def opened(file: Path, backbone: Backbone) -> Delta:
+    """Decoded as a server decodes it."""
+    return read_delta(file, backbone.specs, backbone.fingerprint)
 
 
 def recipe(terms: Terms) -> CanonicalRecipe | None:
