@@ -35,7 +35,7 @@ class Metrics:
             jobs.labels(state).set_function(lambda s=state: _count(queue, s))  # type: ignore[misc]
         self._gauge("patchbay_resident_bytes", "Bytes of the resident base.", lambda: engine.backbone.num_bytes)
         recipes = engine.recipes
-        for name, pool in (("delta", recipes.deltas), ("compiled", recipes.compiled), ("plan", recipes.plans)):
+        for name, pool in (("delta", recipes.deltas), ("plan", recipes.plans)):
             self._gauge(f"patchbay_{name}_cache_bytes", f"Bytes of cached {name}s.", lambda p=pool: p.num_bytes)
             self._gauge(f"patchbay_{name}_cache_entries", f"Cached {name}s.", lambda p=pool: len(p))
             self._gauge(f"patchbay_{name}_cache_hits", f"Requests that found their {name}.", lambda p=pool: p.hits)

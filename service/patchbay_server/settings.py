@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     max_blob_bytes: Bytes = Field(default=64 << 30, gt=0, description="Cap of one blob.")
     workers: int = Field(default=1, ge=0, le=64, description="Processes for compression jobs; 0 leaves them to others.")
     jobs_db: Path | None = Field(default=None, description="The queue of jobs; jobs.db in the store by default.")
-    delta_cache_bytes: Bytes = Field(default=4 << 30, ge=0, description="Decoded deltas kept in memory, and compiled.")
+    delta_cache_bytes: Bytes = Field(default=4 << 30, ge=0, description="Deltas in memory, those in use included.")
     plan_cache_bytes: Bytes = Field(default=1 << 30, ge=0, description="Plans and merged deltas kept in memory.")
     kv_bytes: Bytes = Field(default=1 << 30, ge=1 << 20, description="Keys and values of texts under way.")
     prefix_bytes: Bytes = Field(default=1 << 28, ge=0, description="Keys and values of texts that came before.")

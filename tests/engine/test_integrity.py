@@ -80,7 +80,7 @@ def test_a_changed_bit_of_anything_that_is_kept(engine: Engine, number: int, pla
     """It is dropped, and with it whatever was made of it: the next answer is as it was."""
     before = [ask(engine, text) for text in RECIPES]
     check(engine)
-    pools = (engine.recipes.deltas, engine.recipes.compiled, engine.recipes.plans)
+    pools = (engine.recipes.deltas, engine.recipes.plans)
     kept = [tensor for pool in pools for key in pool.keys for tensor in tensors_of(pool.peek(key)) if tensor.numel()]
     failures = engine.integrity.num_failures
     flip(kept[number % len(kept)], place, bit)
@@ -133,12 +133,12 @@ def test_another_thing_in_its_place_is_no_change(engine: Engine) -> None:
 def test_what_was_pinned_still_is(engine: Engine) -> None:
     engine.recipes.pin("math")
     check(engine)
-    damaged = engine.recipes.deltas.peek("math"), engine.recipes.compiled.peek("math")
-    flip(next(tensors_of(damaged[0])))
+    damaged = engine.recipes.deltas.peek("math")
+    flip(next(tensors_of(damaged)))
     check(engine)
-    kept = engine.recipes.deltas.peek("math"), engine.recipes.compiled.peek("math")
-    assert None not in kept and kept[0] is not damaged[0] and kept[1] is not damaged[1]
-    assert engine.recipes.is_pinned("math") and engine.recipes.compiled.is_pinned("math")
+    kept = engine.recipes.deltas.peek("math")
+    assert kept is not None and kept is not damaged
+    assert engine.recipes.is_pinned("math")
     assert not engine.recipes.is_pinned("code")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchbay.engine.pool import Pool
-from patchbay.errors import CacheFull
+from patchbay.errors import CacheFull, QueueFull
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,9 @@ def test_a_value_is_made_once() -> None:
 
 def test_the_least_recently_used_leaves_first() -> None:
     pool: Pool[Value] = Pool(10)
-    values = {key: pool.get(key, lambda: Value(4)) for key in "ab"}
-    assert pool.get("a", lambda: Value(4)) is values["a"]
-    pool.get("c", lambda: Value(4))
-    assert pool.num_bytes == 8
-    assert pool.get("a", lambda: Value(4)) is values["a"]
-    assert pool.get("b", lambda: Value(4)) is not values["b"]
+    for key in "abac":
+        pool.get(key, lambda: Value(4))
+    assert pool.num_bytes == 8 and pool.keys == ["a", "c"]
 
 
 def test_what_is_discarded_is_made_anew() -> None:
@@ -53,6 +51,7 @@ def test_a_look_changes_nothing() -> None:
     pool.get("b", lambda: Value(4))
     assert pool.peek("a") is first and pool.peek("c") is None
     assert (pool.hits, pool.misses, len(pool)) == (0, 2, 2)
+    del first
     pool.get("c", lambda: Value(4))
     assert pool.peek("a") is None, "it grew no younger"
 
@@ -87,7 +86,9 @@ def test_a_value_over_the_budget_is_handed_out_and_not_kept(budget: int) -> None
     kept = pool.get("small", lambda: Value(budget))
     first = pool.get("large", lambda: Value(10))
     assert first.num_bytes == 10
-    assert pool.get("large", lambda: Value(10)) is not first
+    assert pool.get("large", lambda: Value(10)) is first, "as long as somebody has it"
+    del first
+    pool.get("large", lambda: Value(10))
     assert pool.get("small", lambda: Value(budget)) is kept, "nothing was thrown out for it"
 
 
@@ -181,3 +182,59 @@ def test_it_is_an_lru_of_bytes(budget: int, asked: list[tuple[str, str, int]]) -
                 pool.pin(key, lambda s=size: Value(s))  # type: ignore[misc]
         assert (len(pool), pool.num_bytes) == (len(model), sum(model.values())) and pool.num_bytes <= budget
         assert pool.pinned_bytes == sum(pins.values()) and pins.items() <= model.items()
+
+
+def test_what_is_used_counts_and_is_found_again() -> None:
+    pool: Pool[Value] = Pool(10)
+    used = pool.get("a", lambda: Value(6))
+    other = pool.get("b", lambda: Value(6))
+    assert pool.keys == ["b"]
+    assert pool.get("a", lambda: Value(6)) is used, "it is no second copy"
+    assert pool.keys == ["a"] and pool.misses == 2
+    assert other.num_bytes == 6
+
+
+def test_who_finds_no_room_waits_for_it() -> None:
+    pool: Pool[Value] = Pool(10, patience=60)
+    used = [pool.get("a", lambda: Value(5)), pool.get("b", lambda: Value(5))]
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.get, "c", lambda: Value(5))
+        time.sleep(0.1)
+        assert pool.get("a", lambda: Value(5)) is used[0], "what is there does not wait"
+        assert not waiting.done()
+        used.clear()
+        assert waiting.result(30).num_bytes == 5
+
+
+def test_nobody_waits_for_ever() -> None:
+    pool: Pool[Value] = Pool(4, patience=0.05)
+    used = pool.get("a", lambda: Value(4))
+    with pytest.raises(QueueFull, match=r"use all 4 bytes .* --delta-cache-bytes"):
+        pool.get("b", lambda: Value(1))
+    assert pool.get("a", lambda: Value(4)) is used
+    del used
+    assert pool.get("b", lambda: Value(1)).num_bytes == 1
+
+
+def test_pins_are_not_waited_for() -> None:
+    pool: Pool[Value] = Pool(4, patience=60)
+    pinned = pool.pin("a", lambda: Value(4))
+    assert pool.get("b", lambda: Value(9)).num_bytes == 9 and pinned.num_bytes == 4
+
+
+def test_those_who_need_several_do_not_wait_for_each_other() -> None:
+    """Each holds what the others wait for: one after the other goes on."""
+    pool: Pool[Value] = Pool(2, patience=60)
+    ready = threading.Barrier(6)
+
+    def take(number: int) -> int:
+        first = pool.get(f"{number}", lambda: Value(1))
+        if number < 2:
+            pair.wait()  # two that fill it
+        second = pool.get(f"{number}+", lambda: Value(1), held=first.num_bytes)
+        return first.num_bytes + second.num_bytes
+
+    pair = threading.Barrier(2)
+    with ThreadPoolExecutor(6) as threads:
+        found = [threads.submit(lambda number=number: (ready.wait(), take(number))[1]) for number in range(6)]
+        assert [each.result(30) for each in found] == [2] * 6

@@ -27,7 +27,7 @@ def narrow(serve: Serve, delta_file: Files, vit: Served) -> Served:
     vit.classify("math", IMAGE)
     vit.classify("code", IMAGE)
     recipes = vit.engine.recipes
-    room = max(recipes.deltas.num_bytes, recipes.compiled.num_bytes) * 3 // 4
+    room = recipes.deltas.num_bytes * 3 // 4
     served = serve("vit", delta_cache_bytes=room)
     for seed, name in enumerate(("math", "code", "law"), 1):
         served.upload(name, delta_file("vit", seed))
@@ -38,13 +38,13 @@ def test_a_pinned_delta_is_loaded_and_stays(narrow: Served) -> None:
     assert not pinned(narrow, "math")
     record = ok(narrow.post("/v1/deltas/math/pin"))
     assert record["pinned"] and record == ok(narrow.get("/v1/deltas"))["data"][2] and pinned(narrow, "math@1")
-    pools = (narrow.engine.recipes.deltas, narrow.engine.recipes.compiled)
-    assert [pool.peek(record["digest"]) is not None for pool in pools] == [True, True]
+    pool = narrow.engine.recipes.deltas
+    assert pool.peek(record["digest"]) is not None
     for name in ("code", "law", "code"):
         narrow.classify(name, IMAGE)
-    misses = [pool.misses for pool in pools]
+    misses = pool.misses
     narrow.classify("math", IMAGE)
-    assert [pool.misses for pool in pools] == misses
+    assert pool.misses == misses
 
 
 def test_what_is_unpinned_leaves_like_any_other(narrow: Served) -> None:
@@ -77,7 +77,7 @@ def test_a_deleted_delta_is_pinned_no_more(vit: Served, delta_file: Files) -> No
     ok(vit.delete("/v1/deltas/math"))
     assert pinned(vit, "twin")
     assert ok(vit.delete("/v1/deltas/twin"))["deleted"][0]["pinned"], "as it was"
-    assert not vit.engine.recipes.is_pinned(digest) and vit.engine.recipes.compiled.pinned_bytes == 0
+    assert not vit.engine.recipes.is_pinned(digest) and vit.engine.recipes.deltas.pinned_bytes == 0
 
 
 def replace(served: Served, delta_file: Files) -> None:
@@ -103,7 +103,7 @@ def test_a_request_under_way_keeps_its_delta(
         assert gate.entered.wait(60)
         change(llama, delta_file)
         llama.engine.recipes.unpin(digest)
-        for cache in (llama.engine.recipes.deltas, llama.engine.recipes.compiled, llama.engine.recipes.plans):
+        for cache in (llama.engine.recipes.deltas, llama.engine.recipes.plans):
             cache.get("other", lambda size=cache.max_bytes: Large(size))  # type: ignore[misc, arg-type]
             assert cache.peek(digest) is None
         gate.opened.set()

@@ -64,8 +64,7 @@ def test_memory_and_limits_are_the_settings(model_folder: ModelFolder, tmp_path:
     limits = {"max_running": 3, "max_step_tokens": 17, "max_waiting": 5}
     with serving(backbone, tmp_path, **sizes, **limits) as served:
         language, recipes = served.engine.language, served.engine.recipes
-        pools = (recipes.plans, recipes.deltas, recipes.compiled)
-        assert [pool.max_bytes for pool in pools] == [7, 11, 11]
+        assert (recipes.plans.max_bytes, recipes.deltas.max_bytes) == (7, 11)
         found = language.generator.scheduler.limits
         assert (found.max_running, found.max_step, found.max_waiting) == (3, 17, 5)
         per_token = backbone.model.config.num_hidden_layers * 2 * 4 * kv_width(backbone)
@@ -85,7 +84,7 @@ def test_what_is_preloaded_is_pinned_before_anybody_asks(filled: tuple[Settings,
     engine = open_engine(settings, backbone, hub)
     digest = hub.catalog.get_delta("default", "math").digest
     preload(engine, hub, ["math", "math@1"])
-    assert engine.recipes.is_pinned(digest) and engine.recipes.compiled.is_pinned(digest)
+    assert engine.recipes.is_pinned(digest)
     for name in ("nope", "math@2", "math@x"):
         with pytest.raises(NotFound):
             preload(engine, hub, [name])

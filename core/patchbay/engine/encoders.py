@@ -69,6 +69,10 @@ class Encoders:
                 raise job.error
         return torch.cat([job.found for job in jobs if job.found is not None])
 
+    def forget(self) -> None:
+        """Batches that were kept for the next request."""
+        self._joint.forget()
+
     def why_alone(self, readout: Readout) -> str | None:
         """Why requests for this readout run by themselves, where they do. Found out once for each class of models,
         under the lock.

@@ -20,6 +20,7 @@ from patchbay.engine.lock import FairLock
 from patchbay.engine.observer import Observer
 from patchbay.engine.pool import Pool
 from patchbay.engine.recipes import Load, Path, Ready, Recipes
+from patchbay.engine.runner import Runner
 from patchbay.engine.scheduler import Limits
 from patchbay.errors import ShuttingDown, UnsupportedTask
 from patchbay.execute.patch import Patcher
@@ -95,10 +96,11 @@ class Engine:
             is_plain = backbone.task is Task.EMBEDDING
             self.encoders.why_alone(UnitVectors(backbone.model) if is_plain else Logits(backbone.model))
         self.recipes = Recipes(backbone, load, self.proof, delta_bytes=budgets.deltas, plan_bytes=budgets.plans)
+        self.recipes.deltas.relieve = self._forget_batches
         self.integrity = Integrity(
             backbone,
             self._lock,
-            (self.recipes.deltas, self.recipes.compiled, self.recipes.plans),
+            (self.recipes.deltas, self.recipes.plans),
             distrust_base=self._distrust_base,
             distrust=self._distrust,
             every=check_every,
@@ -206,8 +208,13 @@ class Engine:
             return ()
         kept = self.recipes.plans.peek(recipe.hash)
         if kept is not None:
-            return kept.warnings
+            return kept.merged.warnings
         return warnings_of(find_method(recipe.method), list(self.recipes.load(recipe).values()))
+
+    def _forget_batches(self) -> None:
+        self.encoders.forget()
+        if self._language is not None and isinstance(self._language.runner, Runner):
+            self._language.runner.forget()
 
     def _distrust_base(self) -> None:
         self._patcher.damaged = True

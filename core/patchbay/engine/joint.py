@@ -86,6 +86,10 @@ class Joint:
             return f"its answers differ by {error:.3g} of their size"
         return None
 
+    def forget(self) -> None:
+        """Batches keep what they were made for in memory: nobody needs that now."""
+        self._batches = {}
+
     def _batch(self, parts: Sequence[Part]) -> Batch:
         key = tuple(id(part.plan) for part in parts for _ in range(part.num_rows))
         # A batch keeps its plans, so that no other one gets their ids.

@@ -5,12 +5,16 @@ Knows nothing of what it holds.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Condition
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
-from patchbay.errors import CacheFull
+from patchbay.errors import CacheFull, QueueFull
+
+POLL_S = 0.02
 
 
 class Sized(Protocol):
@@ -24,31 +28,38 @@ V = TypeVar("V", bound=Sized)
 class Pool(Generic[V]):
     """A byte-bounded LRU with single flight: a second caller for a key waits for the first one's value.
 
-    A value larger than the budget is made and handed out, and not kept. What is pinned counts and is never thrown out.
+    What was thrown out and is still used by somebody counts until nobody does, and is found again by its key. Where
+    all memory is so in use, whoever needs another value waits `patience` seconds for some of it. A value larger than
+    the budget is made and handed out, and not kept. What is pinned counts and is never thrown out.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, *, patience: float = 0) -> None:
+        self.max_bytes, self.patience = max_bytes, patience
         self.num_bytes = 0
         self.hits = 0
         self.misses = 0
         self._values: OrderedDict[str, V] = OrderedDict()
+        self._alive: WeakValueDictionary[str, V] = WeakValueDictionary()  # `_values`, and what left and is still used
         self._pinned: dict[str, V] = {}
         self._pending: set[str] = set()
+        self.relieve: Callable[[], None] = lambda: None  # lets go of what is used for nothing but speed
+        self._line: dict[object, int] = {}  # who waits for room, the first first, and the bytes that each holds
         self._changed = Condition()
 
-    def get(self, key: str, make: Callable[[], V]) -> V:
-        """The value of `key`, made by `make` outside the lock when absent. What `make` raises is its caller's alone."""
+    def get(self, key: str, make: Callable[[], V], *, held: int = 0) -> V:
+        """The value of `key`, made by `make` outside the lock when absent. What `make` raises is its caller's alone.
+
+        `held`: bytes of other values that the caller needs beside it. Raises QueueFull where no memory came free.
+        """
         with self._changed:
-            while key in self._pending:
-                self._changed.wait()
-            if key in self._values:
-                self.hits += 1
-                self._values.move_to_end(key)
-                return self._values[key]
+            found = self._find(key)
+            if found is not None:
+                return found
             self.misses += 1
             self._pending.add(key)
         try:
+            with self._changed:
+                self._wait_for_room(held)
             value = make()
             with self._changed:
                 self._keep(key, value)
@@ -57,6 +68,44 @@ class Pool(Generic[V]):
             with self._changed:
                 self._pending.discard(key)
                 self._changed.notify_all()
+
+    def _find(self, key: str) -> V | None:
+        while key in self._pending:
+            self._changed.wait()
+        value = self._alive.get(key)
+        if value is None:
+            return None
+        self.hits += 1
+        if key in self._values:
+            self._values.move_to_end(key)
+        else:
+            self._keep(key, value)
+        return value
+
+    def _wait_for_room(self, held: int) -> None:
+        """In line: what those hold who wait themselves is nothing to wait for."""
+        if not self.patience:
+            return
+        deadline, ticket = time.monotonic() + self.patience, object()
+        self._line[ticket] = held
+        try:
+            while not (next(iter(self._line)) is ticket and self._has_room()):
+                if time.monotonic() >= deadline:
+                    raise QueueFull(
+                        f"requests under way use all {self.max_bytes:,} bytes of this cache: ask again later, or start "
+                        "with more --delta-cache-bytes"
+                    )
+                self._changed.wait(POLL_S)  # nobody tells when the last user of a value is done
+        finally:
+            del self._line[ticket]
+
+    def _has_room(self) -> bool:
+        self._throw_out_idle(self.max_bytes - 1)
+        if self._alive_bytes >= self.max_bytes:
+            self.relieve()
+            self._throw_out_idle(self.max_bytes - 1)
+        used = self._alive_bytes - sum(self._line.values())
+        return used < self.max_bytes or used <= self.pinned_bytes
 
     def pin(self, key: str, make: Callable[[], V]) -> V:
         """The value, which stays until it is unpinned. Raises CacheFull where pinned values would exceed the budget,
@@ -105,6 +154,7 @@ class Pool(Generic[V]):
         """What is kept under `key` is thrown out, pinned or not. Nothing where there is nothing."""
         with self._changed:
             self._pinned.pop(key, None)
+            self._alive.pop(key, None)
             value = self._values.pop(key, None)
             if value is not None:
                 self.num_bytes -= value.num_bytes
@@ -113,10 +163,31 @@ class Pool(Generic[V]):
         return len(self._values)
 
     def _keep(self, key: str, value: V) -> None:
+        self._alive[key] = value
         if key not in self._pinned and value.num_bytes + self.pinned_bytes > self.max_bytes:
             return
         self._values[key] = value
         self.num_bytes += value.num_bytes
-        while self.num_bytes > self.max_bytes:
-            oldest = next(other for other in self._values if other not in self._pinned)
+        self._throw_out_idle(self.max_bytes, but=key)
+        while self.num_bytes > self.max_bytes:  # what is used is found again for as long as it is
+            oldest = next(other for other in self._values if other not in self._pinned and other != key)
             self.num_bytes -= self._values.pop(oldest).num_bytes
+
+    def _throw_out_idle(self, max_bytes: int, *, but: str | None = None) -> None:
+        """The least recently used of what nobody uses, until so many bytes are alive."""
+        for key in [key for key in self._values if key not in self._pinned and key != but]:
+            if self._alive_bytes <= max_bytes:
+                return
+            # Only when it is out can be seen whether somebody has it.
+            num_bytes = self._values[key].num_bytes
+            self._values[key] = None  # type: ignore[assignment]  # its place among the others stays
+            used = self._alive.get(key)
+            if used is None:
+                del self._values[key]
+                self.num_bytes -= num_bytes
+            else:
+                self._values[key] = used
+
+    @property
+    def _alive_bytes(self) -> int:
+        return sum(value.num_bytes for value in list(self._alive.values()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from weakref import WeakValueDictionary
@@ -23,6 +23,7 @@ from patchbay.execute.vocabulary import appended_rows
 from patchbay.merge import CanonicalRecipe, Merged, build
 
 Load = Callable[[str], Delta]
+PATIENCE_S = 30.0
 
 
 class Path(StrEnum):
@@ -36,14 +37,19 @@ class Path(StrEnum):
 @dataclass(frozen=True, eq=False)
 class Ready:
     """`key` is the recipe's hash: what was kept of a text under one is never used under another. `active` is there
-    where `path` is decoupled, `merged` where there is a recipe; `deltas` are its terms', by digest.
+    where `path` is decoupled, `merged` where there is a recipe; `terms` are its deltas, by digest, and in use for as
+    long as this is.
     """
 
     key: str
     path: Path
-    deltas: Mapping[str, Delta]
+    terms: Mapping[str, CompiledDelta]
     merged: Merged | None = None
     active: ActivePlan | None = None
+
+    @property
+    def deltas(self) -> Mapping[str, Delta]:
+        return {digest: term.delta for digest, term in self.terms.items()}
 
     @property
     def tokens(self) -> list[Token]:
@@ -56,20 +62,40 @@ class Ready:
         return max(map(len, appended_rows(list(self.deltas.values())).values()), default=0)
 
 
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A merge, and where it made a delta of its own that one with its kernels."""
+
+    merged: Merged
+    compiled: CompiledDelta | None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.compiled.num_bytes if self.compiled else self.merged.num_bytes
+
+
 class Recipes:
-    """`delta_bytes` bounds the decoded deltas kept in memory, and again what they are compiled to; `plan_bytes` plans
-    and merged deltas.
+    """`delta_bytes` bounds the deltas in memory, those of requests under way included: who needs another one waits for
+    room, `patience` seconds at the most. `plan_bytes` bounds the plans and merged deltas that are kept.
     """
 
-    def __init__(self, backbone: Backbone, load: Load, proof: Proof, *, delta_bytes: int, plan_bytes: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        load: Load,
+        proof: Proof,
+        *,
+        delta_bytes: int,
+        plan_bytes: int,
+        patience: float = PATIENCE_S,
+    ) -> None:
         self.backbone, self.proof = backbone, proof
-        self.deltas: Pool[Delta] = Pool(delta_bytes)
-        self.compiled: Pool[CompiledDelta] = Pool(delta_bytes)
-        self.plans: Pool[Merged] = Pool(plan_bytes)
+        self.deltas: Pool[CompiledDelta] = Pool(delta_bytes, patience=patience)
+        self.plans: Pool[Built] = Pool(plan_bytes)
         # One for all requests of a recipe while any is under way: their rows are one segment then.
         self._in_use: WeakValueDictionary[str, ActivePlan] = WeakValueDictionary()
         self.built: Callable[[float], None] = lambda seconds: None  # told how long each plan took
-        self._load = load if not proof.ok else lambda digest: pack(load(digest), backbone)
+        self._load = load
 
     def prepare(self, recipe: CanonicalRecipe | None, wanted: Path | None = None) -> Ready:
         """Loads what is missing. Raises as `load` and `build` do, and InputError where the path that is `wanted` is not
@@ -77,43 +103,32 @@ class Recipes:
         """
         if recipe is None:
             return Ready("base", Path.BASE, {})
-        deltas = self.load(recipe)
-        merged = self.merged(recipe, deltas)
+        terms = self._terms(recipe)
+        deltas = {digest: term.delta for digest, term in terms.items()}
+        built = self._built(recipe, deltas)
+        merged = built.merged
         reason = self._not_decoupled(merged, deltas)
         if wanted is Path.DECOUPLED and reason:
             raise InputError(f"this cannot run on the decoupled path: {reason}; leave 'path' out", param="path")
         if reason or wanted is Path.PATCHED or (wanted is None and self._is_heavy(merged, deltas)):
-            return Ready(recipe.hash, Path.PATCHED, deltas, merged)
-        return Ready(recipe.hash, Path.DECOUPLED, deltas, merged, self._active(recipe, merged, deltas))
+            return Ready(recipe.hash, Path.PATCHED, terms, merged)
+        return Ready(recipe.hash, Path.DECOUPLED, terms, merged, self._active(recipe, built, terms))
 
     def load(self, recipe: CanonicalRecipe | None) -> dict[str, Delta]:
         """In the recipe's order, which is that of the plan's coefficients."""
-        digests = [digest for digest, _ in recipe.terms] if recipe else []
-        return {digest: self.deltas.get(digest, partial(self._load, digest)) for digest in digests}
+        return {digest: term.delta for digest, term in self._terms(recipe).items()}
 
     def merged(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
         """Raises InvalidRecipe also where two deltas append rows."""
-        appended_rows(list(deltas.values()))
-        return self.plans.get(recipe.hash, partial(self._build, recipe, deltas))
+        return self._built(recipe, deltas).merged
 
     def pin(self, digest: str) -> None:
-        """Loads a delta, and makes the kernels that it runs with, where they are missing; both stay until `unpin`.
-
-        Raises CacheFull, and as `load` does.
-        """
-        delta = self.deltas.pin(digest, partial(self._load, digest))
-        if not self.proof.ok or delta.appended:
-            return  # it runs by patches alone
-        try:
-            self.compiled.pin(digest, partial(CompiledDelta.of, delta, self.backbone))
-        except BaseException:
-            self.deltas.unpin(digest)
-            raise
+        """Loads a delta where it is missing; it stays until `unpin`. Raises CacheFull, and as `load` does."""
+        self.deltas.pin(digest, partial(self._make, digest))
 
     def unpin(self, digest: str) -> None:
         """Nothing where it is not pinned."""
         self.deltas.unpin(digest)
-        self.compiled.unpin(digest)
 
     def is_pinned(self, digest: str) -> bool:
         return self.deltas.is_pinned(digest)
@@ -127,18 +142,40 @@ class Recipes:
         self.deltas.discard(key)
         for other in self.plans.keys:
             self.plans.discard(other)
-        for other in self.compiled.keys:
-            if not self.compiled.is_pinned(other):
-                self.compiled.discard(other)
         self._in_use = WeakValueDictionary()
         if is_pinned:
             self.pin(key)
 
-    def _build(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Merged:
+    def _terms(self, recipe: CanonicalRecipe | None) -> dict[str, CompiledDelta]:
+        found: dict[str, CompiledDelta] = {}
+        for digest in [digest for digest, _ in recipe.terms] if recipe else []:
+            held = sum(term.num_bytes for term in found.values())
+            found[digest] = self.deltas.get(digest, partial(self._make, digest), held=held)
+        return found
+
+    def _make(self, digest: str) -> CompiledDelta:
+        delta = self._load(digest)
+        if not self.proof.ok or delta.appended:
+            return CompiledDelta(delta, {})  # it runs by patches alone
+        return CompiledDelta.of(pack(delta, self.backbone), self.backbone)
+
+    def _built(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Built:
+        appended_rows(list(deltas.values()))
+        return self.plans.get(recipe.hash, partial(self._build, recipe, deltas))
+
+    def _build(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Built:
         started = time.perf_counter()
         merged = build(recipe, list(deltas.values()), self.backbone)
+        compiled = None
+        if merged.delta is not None and self._not_decoupled(merged, deltas) is None:
+            merged = replace(merged, delta=pack(merged.delta, self.backbone))
+            compiled = None if self._is_heavy(merged, deltas) else self._compiled(merged)
         self.built(time.perf_counter() - started)
-        return merged
+        return Built(merged, compiled)
+
+    def _compiled(self, merged: Merged) -> CompiledDelta:
+        assert merged.delta is not None
+        return CompiledDelta.of(merged.delta, self.backbone)
 
     def _not_decoupled(self, merged: Merged, deltas: Mapping[str, Delta]) -> str | None:
         """Why the weights themselves must change."""
@@ -154,14 +191,12 @@ class Recipes:
         """Whether a delta is larger than the base: reading it beside the base costs more than writing it there."""
         return any(delta.num_bytes > self.backbone.num_bytes for delta in merged.deltas(list(deltas.values())))
 
-    def _active(self, recipe: CanonicalRecipe, merged: Merged, deltas: Mapping[str, Delta]) -> ActivePlan:
+    def _active(self, recipe: CanonicalRecipe, built: Built, terms: Mapping[str, CompiledDelta]) -> ActivePlan:
         known = self._in_use.get(recipe.hash)
         if known is not None:
             return known
-        terms = {recipe.hash: merged.delta} if merged.delta else deltas
-        compiled = [
-            self.compiled.get(key, lambda delta=delta: CompiledDelta.of(delta, self.backbone))  # type: ignore[misc]
-            for key, delta in terms.items()
-        ]
-        made = ActivePlan(merged.plan, tuple(compiled), self.backbone)
-        return self._in_use.setdefault(recipe.hash, made)
+        if built.merged.delta is None:
+            compiled = tuple(terms.values())
+        else:
+            compiled = (built.compiled or self._compiled(built.merged),)
+        return self._in_use.setdefault(recipe.hash, ActivePlan(built.merged.plan, compiled, self.backbone))

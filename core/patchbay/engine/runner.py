@@ -76,6 +76,10 @@ class Runner:
             with entered(rows):
                 return self._head.logits(hidden[kept])[:, 0]
 
+    def forget(self) -> None:
+        """Batches keep what they were made for in memory: nobody needs that now."""
+        self._batches = {}
+
     def _batch(self, plans: Sequence[ActivePlan | None]) -> Batch:
         key = tuple(map(id, plans))
         batch = self._batches.get(key)

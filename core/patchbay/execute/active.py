@@ -25,7 +25,7 @@ from patchbay.merge.parts import planned_matrix
 
 @dataclass(frozen=True)
 class CompiledDelta:
-    """The kernels of one delta's two-dimensional matrices, by name; `delta` is what they were made from."""
+    """A delta with the kernels of its two-dimensional matrices, by name: none where it only ever runs by patches."""
 
     delta: Delta
     kernels: Mapping[str, Kernel]
@@ -42,8 +42,7 @@ class CompiledDelta:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Of the kernels; packed entries are the delta's own memory."""
-        return sum(kernel.num_bytes for kernel in self.kernels.values())
+        return self.delta.num_bytes + sum(kernel.num_bytes for kernel in self.kernels.values())
 
 
 def pack(delta: Delta, backbone: Backbone) -> Delta:

@@ -52,8 +52,11 @@ class DeltaLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch = running()
         bias = None if batch is None else own_bias(batch, self.names, self.bias)
-        # torch expands an input that is not contiguous, as a slice of the last tokens, to one product a row.
-        y = functional.linear(x.contiguous(), self.weight, self.bias if bias is None else None)
+        # Of an input with the strides of a larger one, as a slice of the last tokens, torch makes a product a row, or
+        # one that is slow: also where there is but one row, which is contiguous by name.
+        rows = x.reshape(-1, x.shape[-1])
+        y = functional.linear(rows, self.weight, self.bias if bias is None else None)
+        y = y.view(*x.shape[:-1], self.out_features)
         if batch is not None:
             add_deltas(batch, self.names["weight"], x, y)
         if batch is not None and bias is not None:

@@ -22,7 +22,7 @@ from patchbay.errors import AmbiguousHead, MalformedDelta
 HEAD_CONFIG = frozenset({"architectures", "id2label", "label2id", "problem_type"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class HeadModel:
     """A model ready to classify and the names of its classes, in order of its logits."""
 

@@ -26,7 +26,9 @@ class Kernel(Protocol):
     """D [out, in], out = neurons: the rows of the matrix, or its columns where the layer stores it transposed."""
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Of memory that is not the delta's own."""
+        ...
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x D^T: [n, in] -> [n, out], in fp32."""
@@ -42,14 +44,16 @@ def compile_matrix(delta: Delta, name: str, spec: TensorSpec, device: torch.devi
     transposed = spec.neuron_axis == 1
     if name in delta.vectors:
         whole = delta.vectors[name]
-        return Dense((whole.T if transposed else whole).contiguous().to(device))
+        difference = (whole.T if transposed else whole).contiguous().to(device)
+        return Dense(difference, _own_bytes(difference, whole))
     sparse = _entries(delta.matrices[name], transposed, device) if name in delta.matrices else None
     if name not in delta.factors:
         assert sparse is not None, f"the delta does not change {name}"
         return sparse
     factors = delta.factors[name]
     left, right = (factors.right, factors.left) if transposed else (factors.left, factors.right)
-    return LowRank(left.to(device), right.to(device), sparse)
+    there = left.to(device), right.to(device)
+    return LowRank(*there, sparse, _own_bytes(there[0], left) + _own_bytes(there[1], right))
 
 
 def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
@@ -57,6 +61,10 @@ def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
     if isinstance(kernel, LowRank) and kernel.rest is not None:
         return replace(kernel, rest=None), kernel.rest
     return (kernel,)
+
+
+def _own_bytes(made: torch.Tensor, source: torch.Tensor) -> int:
+    return 0 if made.data_ptr() == source.data_ptr() else made.nbytes
 
 
 def _entries(rows: KeptRows, transposed: bool, device: torch.device) -> Sparse | Packed:

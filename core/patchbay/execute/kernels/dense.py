@@ -9,13 +9,14 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """`difference`: fp32 [out, in]."""
+    """`difference`: fp32 [out, in]; `own_bytes` of it are no other's."""
 
     difference: torch.Tensor
+    own_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
-        return self.difference.nbytes
+        return self.own_bytes
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         return x.float() @ self.difference.T

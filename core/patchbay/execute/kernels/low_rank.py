@@ -16,15 +16,16 @@ from patchbay.execute.kernels.sparse import Sparse
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """`left` fp32 [out, rank], `right` fp32 [in, rank]; `rest` is added."""
+    """`left` fp32 [out, rank], `right` fp32 [in, rank]; `rest` is added. `own_bytes` of the factors are no other's."""
 
     left: torch.Tensor
     right: torch.Tensor
     rest: Sparse | Packed | None
+    own_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
-        return self.left.nbytes + self.right.nbytes + (self.rest.num_bytes if self.rest else 0)
+        return self.own_bytes + (self.rest.num_bytes if self.rest else 0)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         found = (x.float() @ self.right) @ self.left.T

@@ -29,7 +29,7 @@ class Packed:
 
     @property
     def num_bytes(self) -> int:
-        return self.packed.num_bytes
+        return 0
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(x), self.packed.outputs)
