@@ -56,7 +56,7 @@ class DeltaLinear(nn.Linear):
         # one that is slow: also where there is but one row, which is contiguous by name.
         rows = x.reshape(-1, x.shape[-1])
         y = functional.linear(rows, self.weight, self.bias if bias is None else None)
-        y = y.view(*x.shape[:-1], self.out_features)
+        y = y.view(*x.shape[:-1], y.shape[-1])
         if batch is not None:
             add_deltas(batch, self.names["weight"], x, y)
         if batch is not None and bias is not None:
