@@ -118,8 +118,9 @@ def measure(kept: Kept, values: str, repetitions: int) -> Line:
             delta = decode(file.path, kept.rows)
             times.append((written - start, time.perf_counter() - written))
     for name, rows in seen.items():
-        assert torch.equal(delta.matrices[name].positions, rows.positions), name
-        assert torch.equal(delta.matrices[name].values, rows.values), name
+        found = delta.matrices[name].unpacked()
+        assert torch.equal(found.positions, rows.positions), name
+        assert torch.equal(found.values, rows.values), name
     items, entries = file.itemised(), file.manifest.tensors.values()
     return {
         "positions": "+".join(sorted({entry.positions for entry in entries if isinstance(entry, Sparse)})),

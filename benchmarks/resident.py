@@ -14,9 +14,7 @@ SIGNS = Size(0.01, signs=True)
 
 
 def resident(model: Model) -> Line:
-    """Bytes of 64 deltas of signs at density .01, as the engine counts one of them: decoded, and compiled to what it
-    multiplies with; and of one dense model in bf16.
-    """
+    """Bytes of 64 deltas of signs at density .01, as the engine counts one of them, and of one dense model in bf16."""
     backbone = model.load()
     [file] = model.delta_files(1, SIGNS)
     ours = Ours("decoupled", backbone, {"0": opened(file, backbone)}, How.DECOUPLED)

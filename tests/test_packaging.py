@@ -21,20 +21,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MAX_LINES = 300
 
 
+def built_wheel(folder: Path, **environment: str) -> Path:
+    """Of this tree, into an empty folder, with variables other than this process's."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env={**os.environ, **environment})
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 def test_the_wheel_holds_two_packages_and_their_types(tmp_path: Path) -> None:
-    builder = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
-    subprocess.run([*builder, str(ROOT)], check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = built_wheel(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"patchbay", "patchbay_server"}
@@ -46,20 +43,7 @@ def test_the_wheel_holds_two_packages_and_their_types(tmp_path: Path) -> None:
 
 def test_without_a_compiler_the_package_is_there_all_the_same(tmp_path: Path) -> None:
     """Its tools are this Python's; nothing else is on the path."""
-    builder = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
-    env = {**os.environ, "PATH": str(tmp_path)}
-    subprocess.run([*builder, str(ROOT)], check=True, capture_output=True, timeout=120, env=env)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = built_wheel(tmp_path, PATH=str(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "patchbay/execute/kernels/rows.c" in names and not any(name.endswith(".so") for name in names)

@@ -30,8 +30,9 @@ def test_what_is_packed_comes_back(
 ) -> None:
     rows = drawn(shape, density, seed, signs=signs)
     packed = PackedRows.of(rows, transposed=transposed)
-    assert torch.equal(packed.positions, rows.positions.long())
-    assert torch.equal(packed.values, rows.values)
+    found = packed.unpacked()
+    assert torch.equal(found.positions, rows.positions.long())
+    assert torch.equal(found.values, rows.values)
     assert torch.equal(packed.to_dense(), rows.to_dense())
     if signs and not transposed:
         assert packed.sizes is None
@@ -62,4 +63,5 @@ def test_bytes_are_those_of_the_entries_and_little_else(values: str, bytes_each:
 
 def test_a_zero_keeps_its_sign() -> None:
     rows = SparseRows((1, 3), torch.tensor([0, 2]), torch.tensor([-0.0, 0.0]))
-    assert torch.equal(torch.signbit(PackedRows.of(rows, transposed=False).values), torch.tensor([True, False]))
+    found = PackedRows.of(rows, transposed=False).unpacked()
+    assert torch.equal(torch.signbit(found.values), torch.tensor([True, False]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from tests import pico
 
 from patchbay.backbone import Backbone
@@ -29,6 +30,12 @@ from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, parse, settled
 
 LONG = os.environ.get("PATCHBAY_LONG") == "1"  # `make test-long`
+INTERLEAVED = settings(
+    max_examples=1000 if LONG else 30,
+    deadline=None,
+    phases=set(Phase) - {Phase.explain},
+    suppress_health_check=list(HealthCheck),
+)
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 NAMES = ("math", "code", "law", "art")
 RECIPES = (

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests import pico
 from tests.engine.encoding import Encoding, encoding, held, inputs_for, recipe
-from tests.engine.mixed import LONG
+from tests.engine.mixed import INTERLEAVED
 from torch import nn
 
 from patchbay.engine.recipes import Path as How
@@ -228,12 +228,7 @@ def model(
     yield model
 
 
-@settings(
-    max_examples=1000 if LONG else 30,
-    deadline=None,
-    phases=set(Phase) - {Phase.explain},
-    suppress_health_check=list(HealthCheck),
-)
+@INTERLEAVED
 @given(
     arrivals=st.lists(ARRIVALS, min_size=1, max_size=12),
     stops=st.sampled_from([(), (), (2,), (1, 4)]).map(frozenset),

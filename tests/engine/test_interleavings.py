@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests import pico
-from tests.engine.mixed import GREEDY, LONG, RECIPES, Asked, Mixed, mixed, mixed_causal
+from tests.engine.mixed import GREEDY, INTERLEAVED, LONG, RECIPES, Asked, Mixed, mixed, mixed_causal
 
 from patchbay.engine.prefix import BLOCK
 from patchbay.engine.recipes import Path as How
@@ -73,12 +73,7 @@ def model(
             yield found
 
 
-@settings(
-    max_examples=1000 if LONG else 30,
-    deadline=None,
-    phases=set(Phase) - {Phase.explain},
-    suppress_health_check=list(HealthCheck),
-)
+@INTERLEAVED
 @given(
     arrivals=st.lists(ARRIVALS, min_size=1, max_size=12),
     limits=LIMITS,

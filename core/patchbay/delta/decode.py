@@ -189,7 +189,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _check_finite(delta: Delta, bits_too: bool) -> None:
-    parts = [(name, rows.values) for name, rows in delta.matrices.items()]
+    parts = [(name, rows.unpacked().values) for name, rows in delta.matrices.items()]
     parts += [*delta.vectors.items(), *delta.added.items(), *delta.appended.items()]
     parts += [(name, torch.tensor(math.inf if _may_overflow(delta, name) else 0.0)) for name in delta.factors]
     if bits_too:
@@ -212,5 +212,6 @@ def _without_high_ranks(delta: Delta) -> Delta:
 def _may_overflow(delta: Delta, name: str) -> bool:
     """Whether a difference with factors may have entries that fp32 cannot hold, found out without multiplying out."""
     rows = delta.matrices.get(name)
-    kept = float(rows.values.abs().max()) if rows is not None and len(rows.values) else 0.0
+    values = torch.empty(0) if rows is None else rows.unpacked().values
+    kept = float(values.abs().max()) if len(values) else 0.0
     return not delta.factors[name].largest + kept < MAX_FACTORED

@@ -18,24 +18,16 @@ LOSSLESS = "lossless"  # the method that leaves nothing out, and the encoding of
 
 
 class KeptRows(Protocol):
-    """One matrix's delta. `positions` (int32 or int64, strictly increasing) index the row-major flattened `shape`;
-    `values` are fp32.
-    """
+    """One matrix's delta, however it is kept."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def positions(self) -> torch.Tensor: ...
-
-    @property
-    def values(self) -> torch.Tensor: ...
-
-    @property
     def num_bytes(self) -> int: ...
 
     def unpacked(self) -> SparseRows:
-        """With positions and values at hand."""
+        """With positions and values at hand, which may have to be worked out: ask once for both."""
         ...
 
     def to_dense(self) -> torch.Tensor:
@@ -45,7 +37,7 @@ class KeptRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """Kept rows as files are decoded to."""
+    """As files are decoded to. `positions` (int32 or int64, strictly increasing) index the row-major `shape`."""
 
     shape: tuple[int, ...]
     positions: torch.Tensor
@@ -126,7 +118,7 @@ class Delta:
     def _energy(self, name: str) -> float:
         if name in self.neurons:
             return float(self.neurons[name].energy.double().sum())
-        rows = self.matrices[name].values if self.is_sparse(name) else self.difference(name)
+        rows = self.matrices[name].unpacked().values if self.is_sparse(name) else self.difference(name)
         return float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
 
     def __contains__(self, name: str) -> bool:

@@ -26,7 +26,7 @@ WIDEST = (2**16 - 1) // 2  # inputs: a slot tells columns of both signs apart, a
 
 @dataclass(frozen=True)
 class PackedRows:
-    """One matrix's delta, as `SparseRows` are: `positions` and `values` are what was packed, to the bit."""
+    """One matrix's delta: `unpacked` is what was packed, to the bit."""
 
     shape: tuple[int, int]
     transposed: bool  # neurons are the stored matrix's columns
@@ -80,16 +80,6 @@ class PackedRows:
     def num_bytes(self) -> int:
         parts = (self.slots, self.sizes, self.scale, self.lengths, self.order, self.rank, self.starts)
         return sum(part.nbytes for part in parts if part is not None)
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """int64, strictly increasing, worked out anew."""
-        return self.unpacked().positions
-
-    @property
-    def values(self) -> torch.Tensor:
-        """fp32, worked out anew."""
-        return self.unpacked().values
 
     def unpacked(self) -> SparseRows:
         neurons, columns, values = self.entries(torch.arange(self.outputs))

@@ -175,8 +175,9 @@ class Pool(Generic[V]):
 
     def _throw_out_idle(self, max_bytes: int, *, but: str | None = None) -> None:
         """The least recently used of what nobody uses, until so many bytes are alive."""
+        alive = self._alive_bytes
         for key in [key for key in self._values if key not in self._pinned and key != but]:
-            if self._alive_bytes <= max_bytes:
+            if alive <= max_bytes:
                 return
             # Only when it is out can be seen whether somebody has it.
             num_bytes = self._values[key].num_bytes
@@ -185,6 +186,7 @@ class Pool(Generic[V]):
             if used is None:
                 del self._values[key]
                 self.num_bytes -= num_bytes
+                alive -= num_bytes
             else:
                 self._values[key] = used
 

@@ -113,7 +113,7 @@ static void fill_table(const Call *call, const Block *block, int64_t lanes) {
   memset(signs ? negated + in * lanes : negated, 0, (size_t)lanes * sizeof *table);
 }
 
-/* Where a matrix's window is. */
+/* Where a matrix's window is, from one of its slices on. */
 typedef struct {
   const uint16_t *slots, *lengths;
   const uint8_t *order;
@@ -129,6 +129,17 @@ static Window at_window(const Matrix *m, int64_t window) {
       m->order + window * WINDOW,
       m->values ? m->values + first : NULL,
       m->halves ? m->halves + first : NULL,
+  };
+}
+
+/* From the slice behind one of so many entries on. */
+static inline Window next_slice(Window w, int64_t entries) {
+  return (Window){
+      w.slots + entries,
+      w.lengths + 1,
+      w.order + LANES,
+      w.values ? w.values + entries : NULL,
+      w.halves ? w.halves + entries : NULL,
   };
 }
 
@@ -151,7 +162,7 @@ static void sum_one(const Block *block, int64_t window, float *restrict sums) {
   const float *restrict table = block->table;
   Window w = at_window(block->matrix, window);
   for (int slice = 0; slice < SLICES; slice++) {
-    const int64_t end = (int64_t)w.lengths[slice] * LANES;
+    const int64_t end = (int64_t)*w.lengths * LANES;
     for (int first = 0; first < LANES; first += 8) {
       float a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
       if (w.values)
@@ -164,8 +175,7 @@ static void sum_one(const Block *block, int64_t window, float *restrict sums) {
       sums[o[0]] = a, sums[o[1]] = b, sums[o[2]] = c, sums[o[3]] = d;
       sums[o[4]] = e, sums[o[5]] = f, sums[o[6]] = g, sums[o[7]] = h;
     }
-    w.slots += end, w.order += LANES;
-    w.values = w.values ? w.values + end : NULL, w.halves = w.halves ? w.halves + end : NULL;
+    w = next_slice(w, end);
   }
 }
 
@@ -175,7 +185,7 @@ static void sum_many(const Block *block, int64_t window, Lanes *restrict sums) {
   const Lanes *restrict table = (const Lanes *)block->table;
   Window w = at_window(block->matrix, window);
   for (int slice = 0; slice < SLICES; slice++) {
-    const int64_t end = (int64_t)w.lengths[slice] * LANES;
+    const int64_t end = (int64_t)*w.lengths * LANES;
     for (int first = 0; first < LANES; first += 4) {
       Lanes a = {0}, b = {0}, c = {0}, d = {0};
       if (w.values)
@@ -187,8 +197,7 @@ static void sum_many(const Block *block, int64_t window, Lanes *restrict sums) {
       const uint8_t *o = w.order + first;
       sums[o[0]] = a, sums[o[1]] = b, sums[o[2]] = c, sums[o[3]] = d;
     }
-    w.slots += end, w.order += LANES;
-    w.values = w.values ? w.values + end : NULL, w.halves = w.halves ? w.halves + end : NULL;
+    w = next_slice(w, end);
   }
 }
 
