@@ -40,6 +40,7 @@ class Scale:
 
     name: str
     bits: tuple[float, ...]
+    methods: tuple[str, ...]
     seeds: int
     test_rows: int
     test_windows: int
@@ -49,8 +50,8 @@ class Scale:
     effort: Effort
 
 
-FULL = Scale("full", (0.05, 0.1, 0.2, 0.4, 1.0, 2.0), 3, 1000, 100, 900, None, None, Effort())
-QUICK = Scale("quick", (0.1, 1.0), 1, 250, 25, 100, 2, 2, Effort(8, 48))
+FULL = Scale("full", (0.05, 0.1, 0.2, 0.4, 1.0, 2.0), tuple(METHODS), 3, 1000, 100, 900, None, None, Effort())
+QUICK = Scale("quick", (0.1, 1.0), tuple(METHODS), 1, 250, 25, 100, 2, 2, Effort(8, 48))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,9 +100,9 @@ def _refer(family: Family, case: Case, cache: Path) -> Refer:
 def _cells(job: Refer, scale: Scale, ledger: Ledger) -> Iterator[Try]:
     reference = ledger.find(job.question())
     assert reference is not None, "references are measured before cells"
-    for name, method in METHODS.items():
+    for name in scale.methods:
         for bits in scale.bits:
-            for seed in range(scale.seeds if method.is_random else 1):
+            for seed in range(scale.seeds if METHODS[name].is_random else 1):
                 yield Try(job.family, job.case, job.outputs, name, bits, seed, reference["head_bytes"], scale.effort)
 
 
@@ -130,7 +131,8 @@ def families_of(options: argparse.Namespace, scale: Scale, cache: Path) -> list[
 def scale_of(options: argparse.Namespace) -> Scale:
     """The full or the quick grid, or less of it: what one evening measures, the next one goes on from."""
     scale = QUICK if options.quick else FULL
-    return replace(scale, bits=tuple(options.bits or scale.bits), seeds=options.seeds or scale.seeds)
+    bits, methods = tuple(options.bits or scale.bits), tuple(options.methods or scale.methods)
+    return replace(scale, bits=bits, methods=methods, seeds=options.seeds or scale.seeds)
 
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
@@ -143,6 +145,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     parser.add_argument("--cache", type=Path, default=CACHE, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; default: %(default)s")
     parser.add_argument("--bits", nargs="+", type=float, metavar="BITS", help="default: all sizes")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="default: all")
     parser.add_argument("--seeds", type=int, help="of methods that draw; default: 3, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="smaller everything: 20 minutes on two cores")
     options = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from threading import Event
 
-import anyio
 from fastapi import FastAPI
 
 import patchbay
@@ -19,7 +18,7 @@ from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit, Measure
 from patchbay_server.routes import ROUTERS
 from patchbay_server.settings import Settings
-from patchbay_server.threads import THREADS
+from patchbay_server.threads import Threads
 
 
 def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) -> FastAPI:
@@ -35,9 +34,9 @@ def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) ->
     )
     app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
     app.state.queue, app.state.stopping = queue, Event()
-    app.state.inference = anyio.CapacityLimiter(THREADS)
+    app.state.inference = Threads(settings.max_waiting)
     app.state.metrics = metrics = Metrics(engine, queue)
-    engine.observe(metrics.generation)
+    engine.observe(metrics.of_engine)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:

@@ -65,6 +65,7 @@ STATUS: Mapping[type, int] = {
     errors.EngineFailed: 503,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
+    errors.Cancelled: 499,  # what proxies call it: for the metrics, nobody else reads it
     errors.PatchbayError: 500,
 }
 _TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from patchbay.engine.engine import Engine
 from patchbay.errors import PatchbayError
-from patchbay_server.generation_metrics import GenerationMetrics, ReadCounter
+from patchbay_server.engine_metrics import EngineMetrics, ReadCounter
 from patchbay_server.jobs.base import JobQueue, State
 
 
@@ -47,11 +47,15 @@ class Metrics:
         rounds.set_function(lambda: checks.num_rounds)
         failures = ReadCounter("patchbay_integrity_failures", "Things that had changed.", registry=self.registry)
         failures.set_function(lambda: checks.num_failures)
-        self.generation = GenerationMetrics(engine, self.registry)
+        self.of_engine = EngineMetrics(engine, self.registry)
 
     def render(self) -> bytes:
         """Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def forget(self, model: str) -> None:
+        """The series of a name that nothing has any more: servers see many come and go."""
+        self.inferences.remove_by_labels({"model": model})
 
     def _gauge(self, name: str, text: str, read: object) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)  # type: ignore[arg-type]

@@ -65,6 +65,7 @@ class ModelRequest(Body):
     patch: Recipe | None = None
     head: HeadName | None = None
     path: Literal["patched", "decoupled"] | None = None
+    timeout: Annotated[Number, Field(gt=0, le=86400)] | None = None
 
 
 class ClassifyRequest(ModelRequest):
@@ -109,7 +110,6 @@ class GenerationRequest(ModelRequest):
     n: Annotated[StrictInt, Field(ge=1, le=128)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    timeout: Annotated[Number, Field(gt=0, le=86400)] | None = None
     user: str | None = None
 
     @model_validator(mode="before")

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     prefix_bytes: Bytes = Field(default=1 << 28, ge=0, description="Keys and values of texts that came before.")
     max_running: int = Field(default=32, ge=1, description="Texts under way at a time.")
     max_step_tokens: int = Field(default=512, ge=1, description="Tokens of one forward pass.")
-    max_waiting: int = Field(default=1024, ge=1, description="Texts that may wait.")
+    max_waiting: int = Field(default=1024, ge=1, description="Texts, and requests to be read, that may wait.")
     check_seconds: float = Field(
         default=60, ge=0, le=86400, description="How often idle moments are used to check what is in memory; 0: never."
     )

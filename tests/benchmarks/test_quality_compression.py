@@ -15,7 +15,7 @@ from tests import pico
 
 from benchmarks import claims, quality_compression
 
-SMALL = Scale("quick", (0.01, 40.0), 2, 40, 2, 1.0, 1, 1, Effort(6, 32))
+SMALL = Scale("quick", (0.01, 40.0), tuple(METHODS), 2, 40, 2, 1.0, 1, 1, Effort(6, 32))
 TINY_BITS, LARGE_BITS = SMALL.bits
 HELD_OUT = 16
 Line = dict[str, Any]

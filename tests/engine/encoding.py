@@ -16,6 +16,7 @@ from tests import pico
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import FOREVER, Patience
 from patchbay.engine.recipes import Path as How
 from patchbay.engine.recipes import Ready
 from patchbay.execute.patch import Patcher
@@ -38,13 +39,15 @@ class Encoding:
     def ready(self, text: str | None, path: How | None = None) -> Ready:
         return self.engine.prepare(recipe(text), path)
 
-    def answer(self, text: str | None, inputs: Sequence[Input], path: How | None = None) -> torch.Tensor:
+    def answer(
+        self, text: str | None, inputs: Sequence[Input], path: How | None = None, patience: Patience = FOREVER
+    ) -> torch.Tensor:
         """Probabilities, or unit vectors of a plain encoder."""
         ready = self.ready(text, path)
         if self.engine.backbone.labels is None:
-            return self.engine.embed(ready, inputs).vectors
+            return self.engine.embed(ready, inputs, patience).vectors
         names = {name: name for name in self.deltas}
-        found = self.engine.classify(ready, inputs, names, None)
+        found = self.engine.classify(ready, inputs, names, None, patience)
         return torch.tensor([list(each.probabilities.values()) for each in found])
 
     def expected(self, text: str | None, inputs: Sequence[Input]) -> torch.Tensor:

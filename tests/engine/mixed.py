@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from patchbay.delta import Delta
 from patchbay.engine.cache import KVCache
 from patchbay.engine.engine import Budgets, Engine
 from patchbay.engine.generator import Generator
+from patchbay.engine.observer import Observer
 from patchbay.engine.prefix import BLOCK, PrefixCache
 from patchbay.engine.recipes import Path as How
 from patchbay.engine.recipes import Ready
@@ -71,6 +72,18 @@ class Asked:
         return self.answer.error
 
 
+class Passes(Observer):
+    """Counts forward passes, by path."""
+
+    def __init__(self) -> None:
+        self.patched = self.decoupled = 0
+
+    def stepped(self, is_patched: bool, readies: Collection[Ready]) -> None:
+        assert readies
+        self.patched += is_patched
+        self.decoupled += not is_patched
+
+
 @dataclass
 class Mixed:
     """One resident model and `NAMES` deltas of it; `reference` is a second copy, which is patched. `own`: what answers
@@ -94,6 +107,12 @@ class Mixed:
     @property
     def generator(self) -> Generator:
         return self.own or self.engine.language.generator
+
+    def watched(self) -> Passes:
+        """From now on."""
+        passes = Passes()
+        self.engine.observe(passes)
+        return passes
 
     def another(self, limits: Limits | None = None, budgets: Budgets | None = None) -> Mixed:
         """The same model and deltas in an engine of its own, whose thread nobody has woken."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 from tests import pico
 from tests.engine.encoding import RECIPES, Encoding, counted, encoding, gather, held, inputs_for
+from tests.waiting import until
 from torch import nn
 
 from patchbay.backbone import Backbone
 from patchbay.engine.engine import Engine
+from patchbay.engine.observer import Observer
+from patchbay.engine.patience import Patience
 from patchbay.engine.recipes import Path as How
-from patchbay.errors import BackboneError, InputError, NonFiniteValue
+from patchbay.engine.recipes import Ready
+from patchbay.errors import BackboneError, Cancelled, DeadlineExceeded, InputError, NonFiniteValue
 from patchbay.models.classifier import Logits
 from patchbay.models.embedding import UnitVectors
 from patchbay.models.inputs import MAX_BATCH
@@ -177,6 +183,50 @@ def test_a_thread_that_is_stopped_takes_nobody_with_it(texts: Encoding) -> None:
         if answer != "stopped":
             near(answer, texts.expected("math", ["the cat"]))
     assert not texts.engine.encoders._waiting
+
+
+def test_who_gives_up_is_not_answered_and_holds_up_nobody(texts: Encoding) -> None:
+    gone = Event()
+    late, left = Patience(until=time.monotonic()), Patience(gone=gone)
+    others = [partial(texts.answer, "math", ["the cat"]), partial(texts.answer, "code", ["a dog"])]
+    with counted(texts.engine.backbone) as rows, ThreadPoolExecutor(4) as threads:
+        with held(texts.engine):
+            leading = threads.submit(others[0])
+            until(lambda: texts.engine.encoders._is_led)
+            waiting = threads.submit(others[1])
+            giving_up = threads.submit(texts.answer, "law", ["a film"], None, left)
+            with pytest.raises(DeadlineExceeded):
+                threads.submit(texts.answer, "law", ["a film"], None, late).result(30)
+            until(lambda: len(texts.engine.encoders._waiting) == 3)
+            gone.set()
+            with pytest.raises(Cancelled):
+                giving_up.result(30)
+        near(leading.result(30), texts.expected("math", ["the cat"]))
+        near(waiting.result(30), texts.expected("code", ["a dog"]))
+    assert sum(rows) == 2 and not texts.engine.encoders._waiting
+
+
+def test_an_answer_that_is_there_is_given(texts: Encoding) -> None:
+    """However late."""
+    soon = Patience(until=time.monotonic() + 0.3)
+    with ThreadPoolExecutor(1) as threads:
+        with held(texts.engine):
+            leading = threads.submit(texts.answer, "math", ["the cat"], None, soon)
+            time.sleep(0.4)
+        near(leading.result(30), texts.expected("math", ["the cat"]))
+
+
+def test_passes_are_told_of_with_their_recipes(texts: Encoding) -> None:
+    seen: list[tuple[bool, int, int]] = []
+
+    class Seen(Observer):
+        def stepped(self, is_patched: bool, readies: Collection[Ready]) -> None:
+            seen.append((is_patched, len(readies), len({ready.key for ready in readies})))
+
+    texts.engine.observe(Seen())
+    asked = [("math", None), ("math", None), ("code", None), (None, None), ("law", How.PATCHED)]
+    gather(texts.engine, [partial(texts.answer, text, ["the cat"], way) for text, way in asked])
+    assert sorted(seen) == [(False, 4, 3), (True, 1, 1)]
 
 
 def test_nobody_waits_for_what_cannot_be_read(texts: Encoding) -> None:

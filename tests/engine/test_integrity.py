@@ -257,17 +257,16 @@ def test_texts_that_came_before_are_read_again(model_folder: Folder, finetune_fo
     base = model_folder("llama")
     delta = pico.delta(base, finetune_folder("llama"), tmp_path / "delta", density=0.3)
     engine = Engine(Backbone.load(base), {"math": delta}.__getitem__)
-    prefixes = engine.language._prefixes
-    assert prefixes is not None
+    counts = engine.language.generator.counts
     prompt = tuple(range(4, 80))
     ready, params = engine.prepare(recipe("math")), GREEDY
     engine.language.complete(ready, [prompt], params)
     engine.language.complete(ready, [prompt], params)
-    known = prefixes.hit_tokens
+    known = counts.prefix_tokens
     assert known
     check(engine)
     flip(next(tensors_of(engine.recipes.deltas.peek("math"))))
     check(engine)
     engine.language.complete(engine.prepare(recipe("math")), [prompt], params)
-    assert prefixes.hit_tokens == known
+    assert counts.prefix_tokens == known
     engine.close()

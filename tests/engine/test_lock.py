@@ -6,15 +6,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+from tests.waiting import until
 
 from patchbay.engine.lock import FairLock
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.001)
 
 
 def start(work: Callable[[], object]) -> threading.Thread:

@@ -5,17 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.waiting import until
 
 from patchbay.engine.loop import Loop
 
 Open = Callable[..., Loop]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.001)
 
 
 class Steps:

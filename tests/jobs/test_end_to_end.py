@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from tests import pico
 from tests.e2e.processes import forking
 from tests.service.compressing import blobs_of
 from tests.service.serving import ok
+from tests.waiting import until
 
 from patchbay_server.jobs.base import State
 from patchbay_server.jobs.sqlite import SqliteQueue
 
-DEADLINE_S = 120.0
 IMAGE = {"array": [[[0.1] * pico.IMAGE] * pico.IMAGE] * 3}
 
 
@@ -34,14 +32,6 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 def running(client: httpx2.Client, place: str, attempt: int) -> bool:

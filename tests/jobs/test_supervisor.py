@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.waiting import until
 
 from patchbay_server.jobs import supervisor
 from patchbay_server.jobs.base import JobQueue, State
@@ -18,7 +18,7 @@ from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.jobs.worker import NICE
 from patchbay_server.settings import Settings
 
-DEADLINE_S = 60.0
+A_LONG_WAIT_S = 60.0
 T = "default"
 
 
@@ -42,13 +42,6 @@ def started(settings: Settings, queue: JobQueue) -> Iterator[Workers]:
         yield workers
     finally:
         workers.stop()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def works(process: int) -> bool:
@@ -77,7 +70,7 @@ def test_a_worker_that_dies_is_replaced_and_all_end_with_the_server(settings: Se
 def test_the_lease_of_a_dead_worker_runs_out_at_once(
     settings: Settings, queue: SqliteQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", DEADLINE_S)  # nobody takes the job meanwhile
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", A_LONG_WAIT_S)  # nobody takes the job meanwhile
     with started(settings.model_copy(update={"workers": 1}), queue) as workers:
         until(lambda: all_work(workers, 1))
         job, _ = queue.submit(T, "compression", {"request": {}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,11 +42,3 @@ def held(served: Served) -> Iterator[Gate]:
             yield gate
         finally:
             gate.opened.set()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for what happens in another thread."""
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,12 +14,12 @@ import pytest
 from tests.service.commands.test_remote import running
 from tests.service.compressing import digest_of
 from tests.service.serving import Serve, Served, assert_error, ok
+from tests.waiting import until
 
 from patchbay.backbone import Backbone
 from patchbay_server.settings import Settings
 
 CAP = 3 << 20
-DEADLINE_S = 60.0
 
 
 def put(served: Served, data: bytes, digest: str | None = None) -> object:
@@ -115,13 +114,6 @@ def test_a_place_that_cannot_be_written_keeps_nothing(served: Served) -> None:
     assert served.files() == files
     place.unlink()
     ok(put(served, b"data"), 201)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("reset", [False, True])

@@ -14,8 +14,9 @@ from threading import Thread
 import httpx2
 import pytest
 import uvicorn
-from tests.service.held import Gate, before_pass, held, until
+from tests.service.held import Gate, before_pass, held
 from tests.service.serving import Served, assert_error, ok
+from tests.waiting import until
 
 from patchbay_server.server import _bind, _Server
 

@@ -7,8 +7,9 @@ from threading import Lock
 
 import pytest
 import torch
-from tests.service.held import before_pass, held, until
+from tests.service.held import before_pass, held
 from tests.service.serving import Serve, Served, assert_error, ok
+from tests.waiting import until
 
 from patchbay.store import SqliteCatalog
 

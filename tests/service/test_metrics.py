@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from tests.service.held import before_pass, held, until
+from tests.service.held import before_pass, held
 from tests.service.serving import Serve, Served, assert_error, ok
+from tests.waiting import until
 
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -46,6 +47,34 @@ def test_labels_never_carry_an_expression(vit: Served) -> None:
     assert value(found, "patchbay_inferences_total", model="math", path="decoupled") == 3
     assert value(found, "patchbay_inferences_total", model="merge", path="decoupled") == 4
     assert value(found, "patchbay_inferences_total", model="both", path="decoupled") == 1
+
+
+def test_the_series_of_what_is_deleted_go(vit: Served) -> None:
+    ok(vit.post("/v1/merges", {"name": "both", "recipe": "0.5*code"}), 201)
+    vit.upload("math", vit.hub.open_blob(ok(vit.get("/v1/deltas/code"))["digest"]))
+    for model in ("math", "code", "both"):
+        ask(vit, model)
+
+    def shown() -> set[str]:
+        return {dict(key)["model"] for name, key in samples(vit) if name == "patchbay_inferences_total"}
+
+    assert shown() == {"math", "code", "both"}
+    ok(vit.delete("/v1/deltas/math@1"))
+    assert shown() == {"math", "code", "both"}, "another version is there"
+    ok(vit.delete("/v1/deltas/math"))
+    assert shown() == {"code", "both"}
+    ok(vit.delete("/v1/merges/both"))
+    assert shown() == {"code"}
+
+
+def test_forward_passes_of_an_encoder(vit: Served) -> None:
+    for model, path in (("math + code", None), ("math", "patched"), ("base", None)):
+        ask(vit, model, path=path)
+    found = samples(vit)
+    assert value(found, "patchbay_steps_total", path="decoupled") == 2
+    assert value(found, "patchbay_steps_total", path="patched") == 1
+    assert value(found, "patchbay_step_sequences_sum") == 3
+    assert value(found, "patchbay_step_deltas_sum") == 3
 
 
 def test_requests_are_counted_by_route_and_never_by_name(vit: Served) -> None:

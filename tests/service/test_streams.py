@@ -201,7 +201,7 @@ def test_no_thread_waits_while_tokens_are_generated(llama: Served) -> None:
             bodies = [{**LONG, "max_tokens": 3, "stream": bool(number % 2)} for number in range(12)]
             waiting = [pool.submit(llama.post, PATH, body) for body in bodies]
             wait_until(lambda: under_way(llama) == 12, "a full engine")
-            wait_until(lambda: not llama.app.state.inference.statistics().borrowed_tokens, "a free thread")
+            wait_until(lambda: not llama.app.state.inference.limiter.statistics().borrowed_tokens, "a free thread")
         assert all(one.result(timeout=60).status_code == 200 for one in waiting)
 
 

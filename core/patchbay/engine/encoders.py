@@ -17,11 +17,14 @@ import torch
 from patchbay.backbone import Backbone
 from patchbay.engine.joint import Joint, Part
 from patchbay.engine.lock import FairLock
+from patchbay.engine.observer import Observer
+from patchbay.engine.patience import FOREVER, Patience
 from patchbay.engine.recipes import Path, Ready
 from patchbay.models.inputs import MAX_BATCH, Batch, parts
 from patchbay.models.replay import Readout
 
 MAX_STEP = 2048  # tokens of one forward pass of several requests, padding included: more gain nothing on a CPU
+LOOK_S = 0.25  # how often those who wait look whether they still want to
 SHORTEST = 16  # texts up to here are padded to each other, then up to each power of two
 logger = logging.getLogger(__name__)
 Patch = Callable[[Ready | None], AbstractContextManager[None]]
@@ -47,7 +50,7 @@ class Encoders:
     """
 
     def __init__(self, backbone: Backbone, lock: FairLock, patch: Patch) -> None:
-        self.forwards = 0  # since the start
+        self.observer = Observer()
         self._joint = Joint(backbone)
         self._lock, self._patch = lock, patch
         self._changed = Condition()  # of what is below
@@ -55,13 +58,13 @@ class Encoders:
         self._is_led = False
         self._reasons: dict[Hashable, str | None] = {}
 
-    def run(self, readout: Readout, ready: Ready, inputs: Batch) -> torch.Tensor:
-        """fp32 [inputs, width]. Raises what the model raises on them."""
+    def run(self, readout: Readout, ready: Ready, inputs: Batch, patience: Patience = FOREVER) -> torch.Tensor:
+        """fp32 [inputs, width]. Raises what the model raises on them; while they wait Cancelled, DeadlineExceeded."""
         jobs = [Job(Part(part, ready.active, readout), ready) for part in parts(inputs, MAX_BATCH)]
         with self._changed:
             self._waiting.extend(jobs)
         try:
-            self._finish(jobs)
+            self._finish(jobs, patience)
         finally:  # nobody asks any more
             self._remove(jobs)
         for job in jobs:
@@ -85,12 +88,16 @@ class Encoders:
             self._reasons[kind] = reason
         return self._reasons[kind]
 
-    def _finish(self, jobs: list[Job]) -> None:
+    def _finish(self, jobs: list[Job], patience: Patience) -> None:
         """Returns when they are over. Of all who wait one leads a batch, which may not be with its own jobs."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: not self._is_led or all(job.is_over for job in jobs))
-                if all(job.is_over for job in jobs):
+                while not all(job.is_over for job in jobs):
+                    patience.check()
+                    if not self._is_led:
+                        break
+                    self._changed.wait(LOOK_S)
+                else:
                     return
                 self._is_led = True
             try:
@@ -151,7 +158,7 @@ class Encoders:
     def _forward(self, jobs: list[Job]) -> list[torch.Tensor]:
         first = jobs[0]
         is_patched = first.ready.path is Path.PATCHED
-        self.forwards += 1
+        self.observer.stepped(is_patched, [job.ready for job in jobs])
         with self._patch(first.ready if is_patched else None):
             if is_patched or self.why_alone(first.part.readout):
                 return [self._joint.alone(first.part)]

@@ -18,6 +18,7 @@ from patchbay.engine.integrity import Integrity
 from patchbay.engine.language import Language
 from patchbay.engine.lock import FairLock
 from patchbay.engine.observer import Observer
+from patchbay.engine.patience import FOREVER, Patience
 from patchbay.engine.pool import Pool
 from patchbay.engine.recipes import Load, Path, Ready, Recipes
 from patchbay.engine.runner import Runner
@@ -120,24 +121,29 @@ class Engine:
         return self._language
 
     def classify(
-        self, ready: Ready, inputs: Sequence[Input], names: Mapping[str, str], head: str | None
+        self,
+        ready: Ready,
+        inputs: Sequence[Input],
+        names: Mapping[str, str],
+        head: str | None,
+        patience: Patience = FOREVER,
     ) -> list[Classification]:
         """Labels for every input. `names` maps the recipe's digests to the names that the caller used; `head` is such a
         name.
 
-        Raises UnsupportedTask, AmbiguousHead, InputError, NonFiniteValue.
+        Raises UnsupportedTask, AmbiguousHead, InputError, NonFiniteValue, Cancelled, DeadlineExceeded.
         """
         self._require("classify", *CLASSIFIERS, Task.EMBEDDING)
         batch = self._batch(inputs, ready)
         answering = self._head(ready.deltas, names, head)
         check_classifier(answering)
-        return classifications(answering, self.encoders.run(Logits(answering.model), ready, batch))
+        return classifications(answering, self.encoders.run(Logits(answering.model), ready, batch, patience))
 
-    def embed(self, ready: Ready, inputs: Sequence[Input]) -> Embedded:
-        """Unit vectors. Raises UnsupportedTask, InputError, NonFiniteValue."""
+    def embed(self, ready: Ready, inputs: Sequence[Input], patience: Patience = FOREVER) -> Embedded:
+        """Unit vectors. Raises UnsupportedTask, InputError, NonFiniteValue, Cancelled, DeadlineExceeded."""
         self._require("embed", Task.EMBEDDING)
         batch = self._batch(inputs, ready)
-        return embedded(self.encoders.run(UnitVectors(self.backbone.model), ready, batch), batch)
+        return embedded(self.encoders.run(UnitVectors(self.backbone.model), ready, batch, patience), batch)
 
     @property
     def path(self) -> Path:
@@ -147,6 +153,7 @@ class Engine:
     def observe(self, observer: Observer) -> None:
         """Tells it what happens from now on, instead of the one before."""
         self.recipes.built = observer.built
+        self.encoders.observer = observer
         if self._language is not None:
             self._language.generator.observer = observer
 

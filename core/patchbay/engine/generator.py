@@ -30,8 +30,8 @@ Patch = Callable[[Ready | None], AbstractContextManager[None]]
 
 @dataclass(slots=True)
 class Counts:
-    """Since the start. `patched_steps` and `decoupled_steps` are forward passes; `prompt_tokens` were read by one, and
-    `prefix_tokens` were known, of `asked_tokens` that could have been; `refused` requests found the queue full.
+    """Since the start. `prompt_tokens` were read by a forward pass, and `prefix_tokens` were known, of `asked_tokens`
+    that could have been; `refused` requests found the queue full.
     """
 
     prompt_tokens: int = 0
@@ -39,8 +39,6 @@ class Counts:
     prefix_tokens: int = 0
     refused: int = 0
     generated_tokens: int = 0
-    decoupled_steps: int = 0
-    patched_steps: int = 0
 
 
 class Generator:
@@ -135,11 +133,7 @@ class Generator:
                 self.counts.prefix_tokens += sequence.computed
 
     def _advance(self, turn: Turn, chosen: list[tuple[Sequence, int]]) -> None:
-        if turn is None:
-            self.counts.decoupled_steps += 1
-        else:
-            self.counts.patched_steps += 1
-        self.observer.stepped(sequence for sequence, _ in chosen)
+        self.observer.stepped(turn is not None, [sequence.request.ready for sequence, _ in chosen])
         self._forward(chosen)
 
     def _forward(self, chosen: list[tuple[Sequence, int]]) -> None:

@@ -5,16 +5,17 @@ Knows nothing of what is made of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
+from patchbay.engine.recipes import Ready
 from patchbay.engine.sequence import Sequence
 
 
 class Observer:
     """Does nothing: what somebody wants to know they override."""
 
-    def stepped(self, sequences: Iterable[Sequence]) -> None:
-        """A forward pass for these begins."""
+    def stepped(self, is_patched: bool, readies: Collection[Ready]) -> None:
+        """A forward pass for texts or inputs under these recipes, which may be the same, begins."""
 
     def produced(self, sequence: Sequence) -> None:
         """It has a new token."""

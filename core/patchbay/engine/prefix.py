@@ -27,7 +27,6 @@ class PrefixCache:
 
     def __init__(self, geometry: Geometry, max_bytes: int) -> None:
         self.max_blocks = max_bytes // (BLOCK * geometry.token_bytes)
-        self.hit_tokens = 0
         self._is_void = False
         self._block_bytes = BLOCK * geometry.token_bytes
         self._blocks: OrderedDict[bytes, list[Pair]] = OrderedDict()
@@ -52,7 +51,6 @@ class PrefixCache:
             ):
                 keys.copy_(kept_keys)
                 values.copy_(kept_values)
-        self.hit_tokens += BLOCK * len(found)
         return BLOCK * len(found)
 
     def keep(self, key: str, tokens: Sequence[int], place: Place) -> None:

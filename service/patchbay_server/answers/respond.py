@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from patchbay.engine.engine import Engine
 from patchbay.engine.request import Sink, Update
 from patchbay.engine.texts import Answer
-from patchbay.errors import Cancelled, PatchbayError
+from patchbay.errors import PatchbayError
 from patchbay_server.answers.generation import Clock, Generation
 from patchbay_server.answers.writer import Asked
 from patchbay_server.errors import error_body, status_of
@@ -30,23 +30,20 @@ from patchbay_server.threads import leaving, run_inference
 logger = logging.getLogger("patchbay_server")
 Prepare = Callable[[Sink], Asked]
 DONE = b"data: [DONE]\n\n"
-CLIENT_HAS_GONE = 499  # what proxies call it: for the metrics, nobody else reads it
 
 
 async def respond(request: Request, body: GenerationRequest, engine: Engine, prepare: Prepare) -> Response:
     """`prepare(sink)` resolves, loads and tokenises, in a thread; no thread waits while tokens are generated."""
     generation = Generation(Clock())
     try:
-        asked = await run_inference(request, lambda cancelled: _submit(engine, prepare, generation))
+        asked = await run_inference(request, lambda _: _submit(engine, prepare, generation))
         answering = _Answering(body, asked, generation)
         async with leaving(request, generation.give_up):
             if not body.stream:
                 return await answering.whole()
             first = await anext(generation)
-    except BaseException as error:
+    except BaseException:
         generation.close()
-        if isinstance(error, Cancelled):
-            return Response(status_code=CLIENT_HAS_GONE)
         raise
     return _EventStream(answering.events(first), generation)
 

@@ -112,7 +112,12 @@ def unpin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -
 
 @router.delete("/{delta}")
 def delete_delta(
-    delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep, force: Annotated[bool, Query()] = False
+    delta: str,
+    engine: EngineDep,
+    hub: HubDep,
+    metrics: MetricsDep,
+    tenant: TenantDep,
+    force: Annotated[bool, Query()] = False,
 ) -> dict[str, Any]:
     """Deletes a version, or all of them with the bare name; what saved merges are made of only with `force`. Requests
     under way keep what they have; what was pinned is pinned no more.
@@ -123,6 +128,8 @@ def delete_delta(
     deleted = hub.catalog.delete_delta(tenant, name, version)
     answer = {"deleted": [_shown(record, engine) for record in deleted]}
     forget(engine, hub, tenant, deleted)
+    if version is None:
+        metrics.forget(name)
     return answer
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 from functools import partial
-from threading import Event
 from typing import Any
 
 import torch
 from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import Patience
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
@@ -26,14 +26,14 @@ async def create_embeddings(
     request: Request, body: EmbeddingsRequest, engine: EngineDep, resolver: ResolverDep
 ) -> dict[str, Any]:
     """One unit vector an input: fp32 numbers, or their little-endian bytes in base64."""
-    return await run_inference(request, partial(_answer, body, engine, resolver))
+    return await run_inference(request, partial(_answer, body, engine, resolver), body.timeout)
 
 
-def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
+def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, patience: Patience) -> dict[str, Any]:
     if body.dimensions is not None:
         raise UnsupportedParameter("'dimensions' is not supported: vectors have the model's width", param="dimensions")
     resolved, ready = resolver(body)
-    embedded = engine.embed(ready, to_inputs(body.input))
+    embedded = engine.embed(ready, to_inputs(body.input), patience)
     data = [
         {"object": "embedding", "index": index, "embedding": _encode(row, body.encoding_format)}
         for index, row in enumerate(embedded.vectors)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from patchbay.merge import Recipe, parse
 from patchbay.store.base import MergeRecord
-from patchbay_server.deps import EngineDep, HubDep, TenantDep
+from patchbay_server.deps import EngineDep, HubDep, MetricsDep, TenantDep
 from patchbay_server.documents import MERGEKIT, MergekitRoute
 from patchbay_server.resolve import pin_recipe
 from patchbay_server.schemas import MergeRequest
@@ -41,10 +41,11 @@ def get_merge(name: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
 
 
 @router.delete("/{name}")
-def delete_merge(name: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+def delete_merge(name: str, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> dict[str, Any]:
     """Deletes the name; its deltas stay."""
     record = hub.catalog.get_merge(tenant, name)
     hub.catalog.delete_merge(tenant, name)
+    metrics.forget(name)
     return {"deleted": [_to_json(record)]}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from threading import Event
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import Patience
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.routes.items import to_inputs
@@ -21,12 +21,12 @@ router = APIRouter(prefix="/v1/classify", tags=["inference"], route_class=JsonRo
 @router.post("")
 async def classify(request: Request, body: ClassifyRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """A label and its probabilities for every input, under the base, a delta or a merge."""
-    return await run_inference(request, partial(_answer, body, engine, resolver))
+    return await run_inference(request, partial(_answer, body, engine, resolver), body.timeout)
 
 
-def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, cancelled: Event) -> dict[str, Any]:
+def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, patience: Patience) -> dict[str, Any]:
     resolved, ready = resolver(body)
-    results = engine.classify(ready, to_inputs(body.input), resolved.names, resolved.head)
+    results = engine.classify(ready, to_inputs(body.input), resolved.names, resolved.head, patience)
     return {
         "object": "list",
         "model": body.model,

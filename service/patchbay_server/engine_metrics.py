@@ -1,11 +1,11 @@
-"""Metrics of generated text, under vLLM's names where it has them, so that its dashboards work as they are.
+"""Metrics of what the engine does, under vLLM's names where it has them, so that its dashboards work as they are.
 
 Knows nothing of HTTP and of names of deltas: the one label that says what answered is the base's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -14,6 +14,7 @@ from prometheus_client.samples import Sample
 from patchbay.engine.engine import LANGUAGE, Engine
 from patchbay.engine.language import Language
 from patchbay.engine.observer import Observer
+from patchbay.engine.recipes import Ready
 from patchbay.engine.sequence import Sequence
 
 MODEL = "model_name"
@@ -49,10 +50,6 @@ _COUNTERS: dict[str, tuple[str, Read]] = {
     ),
     "vllm:generation_tokens": ("Tokens of answers.", lambda language: language.generator.counts.generated_tokens),
 }
-_STEPS: dict[str, Read] = {
-    "decoupled": lambda language: language.generator.counts.decoupled_steps,
-    "patched": lambda language: language.generator.counts.patched_steps,
-}
 _OTHERS: dict[str, tuple[str, Read]] = {
     "patchbay_engine_restarts": ("Times that the engine's thread died.", lambda language: language.loop.restarts),
     "patchbay_queue_refusals": (
@@ -69,7 +66,7 @@ class ReadCounter(Counter):
         self._child_samples = lambda: (Sample("_total", {}, float(read()), None, None),)  # type: ignore[method-assign]
 
 
-class GenerationMetrics(Observer):
+class EngineMetrics(Observer):
     """Told by the engine, but for what it counts itself. Without values where the base writes no text."""
 
     def __init__(self, engine: Engine, registry: CollectorRegistry) -> None:
@@ -79,9 +76,7 @@ class GenerationMetrics(Observer):
             self._show(Gauge(name, text, [MODEL], registry=registry), self._model, read)
         for name, (text, read) in _COUNTERS.items():
             self._show(ReadCounter(name, text, [MODEL], registry=registry), self._model, read)
-        steps = ReadCounter("patchbay_steps", "Forward passes.", ["path"], registry=registry)
-        for path, read in _STEPS.items():
-            self._show(steps, path, read)
+        self._steps = Counter("patchbay_steps", "Forward passes.", ["path"], registry=registry)
         for name, (text, read) in _OTHERS.items():
             counter = ReadCounter(name, text, registry=registry)
             if self._language is not None:
@@ -91,14 +86,16 @@ class GenerationMetrics(Observer):
         self._whole = self._seconds("vllm:e2e_request_latency_seconds", "From the request to its end.")
         ended = "Texts that are over, by how they ended."
         self._ended = Counter("vllm:request_success", ended, [MODEL, "finished_reason"], registry=registry)
-        self._sequences = self._sizes("patchbay_step_sequences", "Texts in a forward pass.")
+        self._sequences = self._sizes(
+            "patchbay_step_sequences", "Texts, or parts of requests to an encoder, in a forward pass."
+        )
         self._recipes = self._sizes("patchbay_step_recipes", "Recipes in a forward pass.")
         self._deltas = self._sizes("patchbay_step_deltas", "Deltas in a forward pass.")
         made = "Time to make a plan."
         self._plans = Histogram("patchbay_plan_build_seconds", made, buckets=SECONDS, registry=registry)
 
-    def stepped(self, sequences: Iterable[Sequence]) -> None:
-        readies = [sequence.request.ready for sequence in sequences]
+    def stepped(self, is_patched: bool, readies: Collection[Ready]) -> None:
+        self._steps.labels("patched" if is_patched else "decoupled").inc()
         self._sequences.observe(len(readies))
         self._recipes.observe(len({ready.key for ready in readies}))
         self._deltas.observe(len({digest for ready in readies for digest in ready.deltas}))
