@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import Patience
 from patchbay.engine.recipes import Path, Ready
 from patchbay.errors import InvalidRecipe
 from patchbay.merge import Recipe
@@ -66,10 +67,10 @@ class Resolver:
     def __init__(self, engine: Engine, hub: Hub, metrics: Metrics, tenant: str) -> None:
         self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, tenant
 
-    def __call__(self, body: ModelRequest) -> tuple[Resolved, Ready]:
+    def __call__(self, body: ModelRequest, patience: Patience) -> tuple[Resolved, Ready]:
         """What the model means, made ready to run."""
         resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, body.model, body.patch, body.head)
-        ready = self.engine.prepare(resolved.canonical, Path(body.path) if body.path else None)
+        ready = self.engine.prepare(resolved.canonical, Path(body.path) if body.path else None, patience)
         self.metrics.inferences.labels(resolved.label, ready.path).inc()
         return resolved, ready
 

@@ -23,25 +23,25 @@ SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 Read = Callable[[Language], float]
 _GAUGES: dict[str, tuple[str, Read]] = {
     "vllm:num_requests_running": (
-        "Texts that have memory.",
+        "Texts under way: they have memory for their keys and values.",
         lambda language: len(language.generator.scheduler.running),
     ),
     "vllm:num_requests_waiting": (
-        "Texts that wait for it.",
+        "Texts that wait for memory for their keys and values.",
         lambda language: len(language.generator.scheduler.waiting),
     ),
     "vllm:kv_cache_usage_perc": (
-        "Share of it; 1 is all.",
+        "Share of the memory for keys and values that is reserved; 1 is all of it.",
         lambda language: language.memory.used_tokens / language.memory.budget_tokens,
     ),
 }
 _COUNTERS: dict[str, tuple[str, Read]] = {
     "vllm:prefix_cache_queries": (
-        "Prompt tokens that were looked up.",
+        "Prompt tokens whose keys and values were looked up.",
         lambda language: language.generator.counts.asked_tokens,
     ),
     "vllm:prefix_cache_hits": (
-        "Of these, tokens that were known.",
+        "Prompt tokens whose keys and values were known.",
         lambda language: language.generator.counts.prefix_tokens,
     ),
     "vllm:prompt_tokens": (
@@ -49,13 +49,6 @@ _COUNTERS: dict[str, tuple[str, Read]] = {
         lambda language: language.generator.counts.prompt_tokens + language.generator.counts.prefix_tokens,
     ),
     "vllm:generation_tokens": ("Tokens of answers.", lambda language: language.generator.counts.generated_tokens),
-}
-_OTHERS: dict[str, tuple[str, Read]] = {
-    "patchbay_engine_restarts": ("Times that the engine's thread died.", lambda language: language.loop.restarts),
-    "patchbay_queue_refusals": (
-        "Texts refused by a full queue.",
-        lambda language: language.generator.counts.refused,
-    ),
 }
 
 
@@ -77,10 +70,9 @@ class EngineMetrics(Observer):
         for name, (text, read) in _COUNTERS.items():
             self._show(ReadCounter(name, text, [MODEL], registry=registry), self._model, read)
         self._steps = Counter("patchbay_steps", "Forward passes.", ["path"], registry=registry)
-        for name, (text, read) in _OTHERS.items():
-            counter = ReadCounter(name, text, registry=registry)
-            if self._language is not None:
-                counter.set_function(partial(read, self._language))
+        died = "Times that the thread that writes texts died and was started again."
+        restarts = ReadCounter("patchbay_engine_restarts", died, registry=registry)
+        restarts.set_function(lambda: self._language.loop.restarts if self._language else 0)
         self._first = self._seconds("vllm:time_to_first_token_seconds", "From the request to its first token.")
         self._each = self._seconds("vllm:inter_token_latency_seconds", "From a token to the next.")
         self._whole = self._seconds("vllm:e2e_request_latency_seconds", "From the request to its end.")

@@ -68,6 +68,7 @@ STATUS: Mapping[type, int] = {
     errors.Cancelled: 499,  # what proxies call it: for the metrics, nobody else reads it
     errors.PatchbayError: 500,
 }
+_UNREADABLE = "There was an error parsing the body"  # FastAPI's words, whatever it was
 _TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
 _HTTP_CODES: Mapping[int, str] = {
     400: "invalid_request",
@@ -122,6 +123,8 @@ def respond(error: errors.PatchbayError) -> JSONResponse:
 async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.PatchbayError)
     status = status_of(error)
+    if isinstance(error, errors.QueueFull):
+        request.app.state.metrics.refusals.inc()
     if status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error.message)
     return respond(error)
@@ -171,6 +174,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     message = str(error.detail)
+    if message == _UNREADABLE:
+        message = "the body is no JSON that can be read: it is nested too deeply, or has a number of too many digits"
     if code == "unknown_route":
         message = f"there is no route {request.method} {request.url.path[:200]}"
     return _respond(message, error.status_code, code, headers=error.headers)

@@ -5,13 +5,24 @@ all.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from patchbay.engine.engine import Engine
 from patchbay.errors import PatchbayError
 from patchbay_server.engine_metrics import EngineMetrics, ReadCounter
 from patchbay_server.jobs.base import JobQueue, State
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each of the others, which nobody looks at
 
 
 class Metrics:
@@ -36,17 +47,26 @@ class Metrics:
         self._gauge("patchbay_resident_bytes", "Bytes of the resident base.", lambda: engine.backbone.num_bytes)
         recipes = engine.recipes
         for name, pool in (("delta", recipes.deltas), ("plan", recipes.plans)):
-            self._gauge(f"patchbay_{name}_cache_bytes", f"Bytes of cached {name}s.", lambda p=pool: p.num_bytes)
-            self._gauge(f"patchbay_{name}_cache_entries", f"Cached {name}s.", lambda p=pool: len(p))
-            self._gauge(f"patchbay_{name}_cache_hits", f"Requests that found their {name}.", lambda p=pool: p.hits)
-            self._gauge(f"patchbay_{name}_cache_misses", "Requests that had to make it.", lambda p=pool: p.misses)
-        pinned = recipes.deltas
-        self._gauge("patchbay_pinned_delta_bytes", "Bytes of pinned deltas.", lambda: pinned.pinned_bytes)
+            self._gauge(f"patchbay_{name}_cache_bytes", f"Bytes of {name}s kept in memory.", lambda p=pool: p.num_bytes)
+            self._gauge(f"patchbay_{name}_cache_limit_bytes", "Bytes that may be.", lambda p=pool: p.max_bytes)
+            self._gauge(f"patchbay_{name}_cache_entries", f"{name.title()}s kept in memory.", lambda p=pool: len(p))
+            self._count(
+                f"patchbay_{name}_cache_hits", f"Times that a {name} was in memory.", partial(getattr, pool, "hits")
+            )
+            self._count(
+                f"patchbay_{name}_cache_misses", f"Times that a {name} was made.", partial(getattr, pool, "misses")
+            )
+        deltas = recipes.deltas
+        self._gauge("patchbay_pinned_delta_bytes", "Bytes of pinned deltas.", lambda: deltas.pinned_bytes)
+        used = "Bytes of deltas in memory: those that are kept, and others that requests under way use."
+        self._gauge("patchbay_delta_alive_bytes", used, lambda: deltas.alive_bytes)
+        self._gauge("patchbay_delta_waiting", "Requests that wait for memory for a delta.", lambda: deltas.num_waiting)
+        full = "Requests refused because a queue or the memory for deltas was full."
+        self.refusals = Counter("patchbay_queue_refusals", full, registry=self.registry)
         checks = engine.integrity
-        rounds = ReadCounter("patchbay_integrity_rounds", "Checks of all that is in memory.", registry=self.registry)
-        rounds.set_function(lambda: checks.num_rounds)
-        failures = ReadCounter("patchbay_integrity_failures", "Things that had changed.", registry=self.registry)
-        failures.set_function(lambda: checks.num_failures)
+        self._count("patchbay_integrity_rounds", "Checks of all that is in memory.", lambda: checks.num_rounds)
+        changed = "Times that a check found something in memory changed."
+        self._count("patchbay_integrity_failures", changed, lambda: checks.num_failures)
         self.of_engine = EngineMetrics(engine, self.registry)
 
     def render(self) -> bytes:
@@ -59,6 +79,9 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, read: object) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)  # type: ignore[arg-type]
+
+    def _count(self, name: str, text: str, read: Callable[[], float]) -> None:
+        ReadCounter(name, text, registry=self.registry).set_function(read)
 
 
 def _count(queue: JobQueue, state: State) -> float:

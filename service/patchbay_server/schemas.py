@@ -83,6 +83,7 @@ class StreamOptions(Body):
     """`include_usage`: one more chunk before the end, with the usage of all answers."""
 
     include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False  # no padding is ever sent
 
 
 Limit = Annotated[StrictInt, Field(ge=1, le=1 << 20)]
@@ -139,6 +140,20 @@ class CompletionsRequest(GenerationRequest):
     best_of: StrictInt | None = None
     suffix: str | None = None
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _all_of_one_kind(cls, given: Any) -> Any:
+        """What pydantic says of a union is what it has against each member of the union."""
+        kinds = [type(item) for item in given] if isinstance(given, list) else []
+        odd = next(
+            (index for index, kind in enumerate(kinds) if kind not in (str, int, list) or kind != kinds[0]), None
+        )
+        if odd is not None or not isinstance(given, str | list):
+            where = "" if odd is None else f"item {odd} is none of these, or not as those before it: "
+            what = "give a text, a list of token ids, or a list of texts or of such lists"
+            raise PydanticCustomError("prompt_kind", "{where}{what}", {"where": where, "what": what})
+        return given
+
     @field_validator("max_tokens")
     @classmethod
     def _nothing_but_the_prompt(cls, value: int, info: ValidationInfo) -> int:
@@ -185,6 +200,7 @@ class ChatRequest(GenerationRequest):
         "service_tier": (None, "auto", "default"),
         "store": (None, False),
         "metadata": (None, {}),
+        "moderation": (None,),
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_INPUTS)]
@@ -192,6 +208,11 @@ class ChatRequest(GenerationRequest):
     max_tokens: Limit | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    prompt_cache_key: Any = None  # hints for a cache that is shared by recipe, and who asks: not looked at
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    moderation: Any = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None

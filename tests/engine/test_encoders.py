@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -214,6 +217,22 @@ def test_an_answer_that_is_there_is_given(texts: Encoding) -> None:
             leading = threads.submit(texts.answer, "math", ["the cat"], None, soon)
             time.sleep(0.4)
         near(leading.result(30), texts.expected("math", ["the cat"]))
+
+
+def test_what_has_failed_is_not_in_use(texts: Encoding) -> None:
+    """Also before Python looks for cycles, of tracebacks and what their functions held."""
+    ready = texts.ready("math")
+    seen = weakref.ref(ready)
+    handle = texts.engine.backbone.model.register_forward_pre_hook(Fault("film"), with_kwargs=True)
+    gc.disable()
+    try:
+        with suppress(RuntimeError):
+            texts.engine.embed(ready, ["a film"])
+        del ready
+        assert seen() is None
+    finally:
+        gc.enable()
+        handle.remove()
 
 
 def test_passes_are_told_of_with_their_recipes(texts: Encoding) -> None:

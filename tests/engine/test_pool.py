@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import OrderedDict
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.waiting import until
 
+from patchbay.engine.patience import Patience
 from patchbay.engine.pool import Pool
-from patchbay.errors import CacheFull, QueueFull
+from patchbay.errors import CacheFull, Cancelled, DeadlineExceeded, QueueFull
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def test_what_is_used_counts_and_is_found_again() -> None:
 
 
 def test_who_finds_no_room_waits_for_it() -> None:
-    pool: Pool[Value] = Pool(10, patience=60)
+    pool: Pool[Value] = Pool(10, max_wait=60)
     used = [pool.get("a", lambda: Value(5)), pool.get("b", lambda: Value(5))]
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(pool.get, "c", lambda: Value(5))
@@ -207,7 +210,7 @@ def test_who_finds_no_room_waits_for_it() -> None:
 
 
 def test_nobody_waits_for_ever() -> None:
-    pool: Pool[Value] = Pool(4, patience=0.05)
+    pool: Pool[Value] = Pool(4, max_wait=0.05)
     used = pool.get("a", lambda: Value(4))
     with pytest.raises(QueueFull, match=r"use all 4 bytes .* --delta-cache-bytes"):
         pool.get("b", lambda: Value(1))
@@ -216,15 +219,65 @@ def test_nobody_waits_for_ever() -> None:
     assert pool.get("b", lambda: Value(1)).num_bytes == 1
 
 
+def test_all_who_wait_for_one_value_wait_as_long_as_one() -> None:
+    """Not one after the other, each as its maker."""
+    pool: Pool[Value] = Pool(4, max_wait=0.3)
+    used = pool.get("a", lambda: Value(4))
+    start = time.monotonic()
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [threads.submit(pool.get, "b", lambda: Value(1)) for _ in range(8)]
+        for one in waiting:
+            with pytest.raises(QueueFull):
+                one.result(30)
+    assert time.monotonic() - start < 4 * pool.max_wait
+    assert used.num_bytes == 4 and not pool.num_waiting
+
+
+def test_who_gives_up_waits_no_longer() -> None:
+    pool: Pool[Value] = Pool(4, max_wait=60)
+    used, gone = pool.get("a", lambda: Value(4)), threading.Event()
+    late = Patience(until=time.monotonic() + 0.1)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(pool.get, "b", lambda: Value(1))
+        until(lambda: pool.num_waiting == 1)
+        behind = threads.submit(pool.get, "b", lambda: Value(1), patience=late)  # whoever makes it waits himself
+        leaving = threads.submit(pool.get, "c", lambda: Value(1), patience=Patience(gone=gone))
+        with pytest.raises(DeadlineExceeded):
+            behind.result(30)
+        until(lambda: pool.num_waiting == 2)
+        gone.set()
+        with pytest.raises(Cancelled):
+            leaving.result(30)
+        assert used.num_bytes == 4 and pool.num_waiting == 1
+        del used
+        assert first.result(30).num_bytes == 1
+
+
+def test_what_only_a_cycle_holds_is_not_in_use() -> None:
+    class Holder:
+        def __init__(self, value: Value) -> None:
+            self.value, self.itself = value, self
+
+    pool: Pool[Value] = Pool(4, max_wait=60)
+    gc.disable()
+    try:
+        Holder(pool.get("a", lambda: Value(4)))
+        start = time.monotonic()
+        assert pool.get("b", lambda: Value(4)).num_bytes == 4
+        assert time.monotonic() - start < 30
+    finally:
+        gc.enable()
+
+
 def test_pins_are_not_waited_for() -> None:
-    pool: Pool[Value] = Pool(4, patience=60)
+    pool: Pool[Value] = Pool(4, max_wait=60)
     pinned = pool.pin("a", lambda: Value(4))
     assert pool.get("b", lambda: Value(9)).num_bytes == 9 and pinned.num_bytes == 4
 
 
 def test_those_who_need_several_do_not_wait_for_each_other() -> None:
     """Each holds what the others wait for: one after the other goes on."""
-    pool: Pool[Value] = Pool(2, patience=60)
+    pool: Pool[Value] = Pool(2, max_wait=60)
     ready = threading.Barrier(6)
 
     def take(number: int) -> int:

@@ -35,6 +35,12 @@ def test_a_key_that_is_given_twice(vit: Served, path: str, text: str, twice: str
     assert ok(vit.get("/v1/merges"))["data"] == []
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}"])
+def test_what_no_parser_reads(vit: Served, text: str) -> None:
+    answer = vit.client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
+    assert "nested too deeply" in assert_error(answer, 400, "invalid_request")
+
+
 def test_a_version_that_is_given_twice(vit: Served) -> None:
     response = vit.client.put("/v1/deltas/math/current", content='{"version": 1, "version": 1}', headers=JSON)
     assert "'version' is given twice" in assert_error(response, 422, "invalid_request")

@@ -166,8 +166,11 @@ def test_null_is_the_default(llama: Served) -> None:
         ({"max_tokens": 255}, "invalid_input", "prompt"),
         ({"prompt": []}, "invalid_request", "prompt"),
         ({"prompt": [[]]}, "invalid_request", "prompt.0"),
-        ({"prompt": [True]}, "invalid_request", "prompt.0"),
-        ({"prompt": ["the", 5]}, "invalid_request", "prompt.1"),
+        ({"prompt": [True]}, "invalid_request", "prompt"),
+        ({"prompt": ["the", 5]}, "invalid_request", "prompt"),
+        ({"prompt": [[5], "the"]}, "invalid_request", "prompt"),
+        ({"prompt": [5, 1.5]}, "invalid_request", "prompt"),
+        ({"prompt": {}}, "invalid_request", "prompt"),
         ({"prompt": [[5, 1.5]]}, "invalid_request", "prompt.0.1"),
         ({"prompt": None}, "invalid_request", "prompt"),
         ({"prompt": ["a"] * 2049}, "invalid_request", "prompt"),
@@ -224,6 +227,11 @@ def test_text_that_is_no_text(llama: Served, field: str) -> None:
         "/v1/completions", content=content.encode(), headers={"content-type": "application/json"}
     )
     assert_error(response, 422, "invalid_request", field)
+
+
+def test_the_odd_one_among_prompts_is_named(llama: Served) -> None:
+    answer = llama.post("/v1/completions", {"model": "base", "prompt": [[1, 2], [3], "the cat", 4]})
+    assert "item 2 is none of these" in assert_error(answer, 422, "invalid_request", "prompt")
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

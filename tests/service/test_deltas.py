@@ -59,6 +59,7 @@ def test_a_record(served: Served, files: Files) -> None:
             "base": manifest.base.fingerprint,
         },
         "pinned": False,
+        "resident_bytes": None,
     }
     assert ok(served.get("/v1/deltas")) == {"data": [record]}
     assert ok(served.get("/v1/deltas/math")) == {**record, "versions": [record]}
@@ -261,6 +262,8 @@ def test_models_lists_everything_that_can_be_asked_for(served: Served, files: Fi
         ],
     }
     assert ok(served.get("/v1/models/math")) == math
+    assert ok(served.get("/v1/models/math@1")) == {**math, "id": "math@1"}
+    assert served.get("/v1/models/math@9").status_code == 404
     message = assert_error(served.get("/v1/models/maht"), 404, "not_found", "model")
     assert message.endswith("close names: math")
     assert_error(served.get("/v1/models/0.5*math"), 404, "not_found", "model")

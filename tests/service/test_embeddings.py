@@ -84,6 +84,11 @@ def test_one_input_is_not_changed_by_its_neighbours(encoder: Served) -> None:
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
+def test_the_width_that_vectors_have_may_be_asked_for(encoder: Served) -> None:
+    width = embed(encoder, "math", TEXTS).shape[1]
+    assert embed(encoder, "math", TEXTS, dimensions=width).shape[1] == width
+
+
 @pytest.mark.parametrize("path", ["decoupled", "patched"])
 def test_both_paths_answer(encoder: Served, path: str) -> None:
     body = {"model": "0.5*math", "input": TEXTS, "path": path}
@@ -100,7 +105,7 @@ def test_more_inputs_than_one_forward_pass_takes(encoder: Served) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "code", "param"),
     [
-        ({"dimensions": 8}, 422, "unsupported_parameter", "dimensions"),
+        ({"dimensions": 7}, 422, "unsupported_parameter", "dimensions"),
         ({"encoding_format": "hex"}, 422, "invalid_request", "encoding_format"),
         ({"input": []}, 422, "invalid_request", "input"),
         ({"input": ""}, 422, "invalid_input", "input"),

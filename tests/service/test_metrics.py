@@ -22,7 +22,6 @@ def samples(served: Served) -> Samples:
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
-        if not sample.name.endswith("_created")
     }
 
 
@@ -105,11 +104,11 @@ def test_caches(vit: Served) -> None:
         ask(vit, model)
     found = samples(vit)
     assert value(found, "patchbay_delta_cache_entries") == 2
-    assert value(found, "patchbay_delta_cache_misses") == 2
-    assert value(found, "patchbay_delta_cache_hits") == 2
+    assert value(found, "patchbay_delta_cache_misses_total") == 2
+    assert value(found, "patchbay_delta_cache_hits_total") == 2
     assert value(found, "patchbay_plan_cache_entries") == 3
-    assert value(found, "patchbay_plan_cache_misses") == 3
-    assert value(found, "patchbay_plan_cache_hits") == 1
+    assert value(found, "patchbay_plan_cache_misses_total") == 3
+    assert value(found, "patchbay_plan_cache_hits_total") == 1
     assert value(found, "patchbay_delta_cache_bytes") == vit.engine.recipes.deltas.num_bytes > 0
     assert value(found, "patchbay_plan_cache_bytes") == vit.engine.recipes.plans.num_bytes > 0
     assert value(found, "patchbay_resident_bytes") == vit.backbone.num_bytes
@@ -209,6 +208,31 @@ def test_refusals_and_failures(serve: Serve, delta_file: Callable[..., Path]) ->
     found = after(llama, 2)
     assert value(found, "patchbay_queue_refusals_total") == 1
     assert value(found, "vllm:request_success_total", model_name=name, finished_reason="error") == 2
+
+
+def test_waiting_for_memory(serve: Serve, delta_file: Callable[..., Path]) -> None:
+    llama = serve("llama", delta_cache_bytes=1)
+    for number, name in enumerate(("math", "code", "law"), 1):
+        llama.upload(name, delta_file("llama", number))
+    pool = llama.engine.recipes.deltas
+    pool.max_wait = 0.2
+    with ThreadPoolExecutor(2) as threads, held(llama) as gate:
+        first = threads.submit(complete, llama, "math")
+        assert gate.entered.wait(60)
+        assert_error(complete(llama, "code", timeout=0.05), 504, "deadline_exceeded")
+        pool.max_wait = 60
+        waiting = threads.submit(complete, llama, "code")
+        until(lambda: pool.num_waiting == 1)
+        found = samples(llama)
+        assert value(found, "patchbay_delta_waiting") == 1
+        assert value(found, "patchbay_delta_alive_bytes") == pool.alive_bytes > 1
+        assert value(found, "patchbay_delta_cache_limit_bytes") == 1
+        pool.max_wait = 0.05
+        assert_error(complete(llama, "law"), 429, "queue_full")
+        gate.opened.set()
+        ok(first.result(60))
+        ok(waiting.result(60))
+    assert value(samples(llama), "patchbay_queue_refusals_total") == 1
 
 
 def test_a_base_that_writes_no_text_has_no_values_of_it(vit: Served) -> None:

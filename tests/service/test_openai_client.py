@@ -86,6 +86,7 @@ def test_an_error_in_a_stream(writer: openai.OpenAI, llama: Served) -> None:
 
 def test_chat(talker: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "math", "messages": [{"role": "user", "content": "the cat"}], "seed": 5}
+    asked |= {"safety_identifier": "a user", "prompt_cache_key": "a key"}
     whole = talker.chat.completions.create(**asked, max_completion_tokens=9, logprobs=True, top_logprobs=2)
     [choice] = whole.choices
     assert choice.message.role == "assistant" and choice.finish_reason in ("stop", "length")

@@ -39,7 +39,8 @@ def test_a_pinned_delta_is_loaded_and_stays(narrow: Served) -> None:
     record = ok(narrow.post("/v1/deltas/math/pin"))
     assert record["pinned"] and record == ok(narrow.get("/v1/deltas"))["data"][2] and pinned(narrow, "math@1")
     pool = narrow.engine.recipes.deltas
-    assert pool.peek(record["digest"]) is not None
+    assert record["resident_bytes"] == pool.peek(record["digest"]).num_bytes == pool.pinned_bytes
+    assert ok(narrow.get("/v1/deltas/code"))["resident_bytes"] is None
     for name in ("code", "law", "code"):
         narrow.classify(name, IMAGE)
     misses = pool.misses

@@ -18,13 +18,12 @@ from patchbay.backbone import Backbone
 from patchbay.engine.joint import Joint, Part
 from patchbay.engine.lock import FairLock
 from patchbay.engine.observer import Observer
-from patchbay.engine.patience import FOREVER, Patience
+from patchbay.engine.patience import FOREVER, LOOK_S, Patience
 from patchbay.engine.recipes import Path, Ready
 from patchbay.models.inputs import MAX_BATCH, Batch, parts
 from patchbay.models.replay import Readout
 
 MAX_STEP = 2048  # tokens of one forward pass of several requests, padding included: more gain nothing on a CPU
-LOOK_S = 0.25  # how often those who wait look whether they still want to
 SHORTEST = 16  # texts up to here are padded to each other, then up to each power of two
 logger = logging.getLogger(__name__)
 Patch = Callable[[Ready | None], AbstractContextManager[None]]
@@ -42,6 +41,12 @@ class Job:
     @property
     def is_over(self) -> bool:
         return self.found is not None or self.error is not None
+
+    def taken_error(self) -> Exception:
+        """Its traceback holds the frames that hold the job: they would hold each other, and the recipe in memory."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
 
 class Encoders:
@@ -69,7 +74,7 @@ class Encoders:
             self._remove(jobs)
         for job in jobs:
             if job.error is not None:
-                raise job.error
+                raise job.taken_error()
         return torch.cat([job.found for job in jobs if job.found is not None])
 
     def forget(self) -> None:

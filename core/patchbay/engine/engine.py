@@ -107,11 +107,11 @@ class Engine:
             every=check_every,
         )
 
-    def prepare(self, recipe: CanonicalRecipe | None, path: Path | None = None) -> Ready:
+    def prepare(self, recipe: CanonicalRecipe | None, path: Path | None = None, patience: Patience = FOREVER) -> Ready:
         """Loads and merges what is missing, in the caller's thread. Raises InputError for a `path` that is not to be
-        had, and what loading and merging raise.
+        had, QueueFull where no memory comes free for it, and what loading, merging and `patience` raise.
         """
-        return self.recipes.prepare(recipe, path)
+        return self.recipes.prepare(recipe, path, patience)
 
     @property
     def language(self) -> Language:

@@ -22,7 +22,7 @@ from patchbay.engine.sampler import is_sound, logprob_of, sample
 from patchbay.engine.scheduler import TURN_STEPS, Limits, Scheduler, Turn
 from patchbay.engine.sequence import Sequence
 from patchbay.engine.solo import SoloRunner
-from patchbay.errors import BackboneError, Cancelled, DeadlineExceeded, NonFiniteValue, PatchbayError, QueueFull
+from patchbay.errors import BackboneError, Cancelled, DeadlineExceeded, NonFiniteValue, PatchbayError
 
 logger = logging.getLogger(__name__)
 Patch = Callable[[Ready | None], AbstractContextManager[None]]
@@ -31,13 +31,12 @@ Patch = Callable[[Ready | None], AbstractContextManager[None]]
 @dataclass(slots=True)
 class Counts:
     """Since the start. `prompt_tokens` were read by a forward pass, and `prefix_tokens` were known, of `asked_tokens`
-    that could have been; `refused` requests found the queue full.
+    that could have been.
     """
 
     prompt_tokens: int = 0
     asked_tokens: int = 0
     prefix_tokens: int = 0
-    refused: int = 0
     generated_tokens: int = 0
 
 
@@ -58,11 +57,7 @@ class Generator:
         with self._lock:
             if error := self._stopped or self._draining:
                 raise error
-            try:
-                self.scheduler.add(sequences)
-            except QueueFull:
-                self.counts.refused += len(sequences)
-                raise
+            self.scheduler.add(sequences)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """They end at the next step, and nobody is told: who cancels does not listen."""

@@ -8,6 +8,8 @@ from threading import Event
 
 from patchbay.errors import Cancelled, DeadlineExceeded
 
+LOOK_S = 0.25  # how often those who wait look whether they still want to
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:

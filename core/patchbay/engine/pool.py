@@ -5,6 +5,7 @@ Knows nothing of what it holds.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,9 +13,11 @@ from threading import Condition
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
+from patchbay.engine.patience import FOREVER, LOOK_S, Patience
 from patchbay.errors import CacheFull, QueueFull
 
 POLL_S = 0.02
+COLLECT_S = 5.0  # between two searches for cycles, each of which stops everybody for a tenth of a second
 
 
 class Sized(Protocol):
@@ -29,12 +32,12 @@ class Pool(Generic[V]):
     """A byte-bounded LRU with single flight: a second caller for a key waits for the first one's value.
 
     What was thrown out and is still used by somebody counts until nobody does, and is found again by its key. Where
-    all memory is so in use, whoever needs another value waits `patience` seconds for some of it. A value larger than
+    all memory is so in use, whoever needs another value waits `max_wait` seconds for some of it. A value larger than
     the budget is made and handed out, and not kept. What is pinned counts and is never thrown out.
     """
 
-    def __init__(self, max_bytes: int, *, patience: float = 0) -> None:
-        self.max_bytes, self.patience = max_bytes, patience
+    def __init__(self, max_bytes: int, *, max_wait: float = 0) -> None:
+        self.max_bytes, self.max_wait = max_bytes, max_wait
         self.num_bytes = 0
         self.hits = 0
         self.misses = 0
@@ -44,22 +47,25 @@ class Pool(Generic[V]):
         self._pending: set[str] = set()
         self.relieve: Callable[[], None] = lambda: None  # lets go of what is used for nothing but speed
         self._line: dict[object, int] = {}  # who waits for room, the first first, and the bytes that each holds
+        self._collected = -COLLECT_S
         self._changed = Condition()
 
-    def get(self, key: str, make: Callable[[], V], *, held: int = 0) -> V:
+    def get(self, key: str, make: Callable[[], V], *, held: int = 0, patience: Patience = FOREVER) -> V:
         """The value of `key`, made by `make` outside the lock when absent. What `make` raises is its caller's alone.
 
-        `held`: bytes of other values that the caller needs beside it. Raises QueueFull where no memory came free.
+        `held`: bytes of other values that the caller needs beside it. Raises QueueFull where no memory came free, and
+        what the caller's own patience does.
         """
+        deadline = time.monotonic() + self.max_wait  # one for all waiting, also behind others who make it
         with self._changed:
-            found = self._find(key)
+            found = self._find(key, patience)
             if found is not None:
                 return found
             self.misses += 1
             self._pending.add(key)
         try:
             with self._changed:
-                self._wait_for_room(held)
+                self._wait_for_room(held, deadline, patience)
             value = make()
             with self._changed:
                 self._keep(key, value)
@@ -69,9 +75,10 @@ class Pool(Generic[V]):
                 self._pending.discard(key)
                 self._changed.notify_all()
 
-    def _find(self, key: str) -> V | None:
+    def _find(self, key: str, patience: Patience) -> V | None:
         while key in self._pending:
-            self._changed.wait()
+            patience.check()
+            self._changed.wait(LOOK_S)
         value = self._alive.get(key)
         if value is None:
             return None
@@ -82,14 +89,15 @@ class Pool(Generic[V]):
             self._keep(key, value)
         return value
 
-    def _wait_for_room(self, held: int) -> None:
+    def _wait_for_room(self, held: int, deadline: float, patience: Patience) -> None:
         """In line: what those hold who wait themselves is nothing to wait for."""
-        if not self.patience:
+        if not self.max_wait:
             return
-        deadline, ticket = time.monotonic() + self.patience, object()
+        ticket = object()
         self._line[ticket] = held
         try:
             while not (next(iter(self._line)) is ticket and self._has_room()):
+                patience.check()
                 if time.monotonic() >= deadline:
                     raise QueueFull(
                         f"requests under way use all {self.max_bytes:,} bytes of this cache: ask again later, or start "
@@ -101,11 +109,20 @@ class Pool(Generic[V]):
 
     def _has_room(self) -> bool:
         self._throw_out_idle(self.max_bytes - 1)
-        if self._alive_bytes >= self.max_bytes:
-            self.relieve()
-            self._throw_out_idle(self.max_bytes - 1)
-        used = self._alive_bytes - sum(self._line.values())
+        for let_go in (self.relieve, self._collect):
+            if self.alive_bytes >= self.max_bytes:
+                let_go()
+                self._throw_out_idle(self.max_bytes - 1)
+        used = self.alive_bytes - sum(self._line.values())
         return used < self.max_bytes or used <= self.pinned_bytes
+
+    def _collect(self) -> None:
+        """What is in a cycle nobody uses and nobody lets go of: Python looks for those when it makes new objects, which
+        an idle server does not.
+        """
+        if time.monotonic() - self._collected > COLLECT_S:
+            gc.collect()
+            self._collected = time.monotonic()
 
     def pin(self, key: str, make: Callable[[], V]) -> V:
         """The value, which stays until it is unpinned. Raises CacheFull where pinned values would exceed the budget,
@@ -175,7 +192,7 @@ class Pool(Generic[V]):
 
     def _throw_out_idle(self, max_bytes: int, *, but: str | None = None) -> None:
         """The least recently used of what nobody uses, until so many bytes are alive."""
-        alive = self._alive_bytes
+        alive = self.alive_bytes
         for key in [key for key in self._values if key not in self._pinned and key != but]:
             if alive <= max_bytes:
                 return
@@ -191,5 +208,11 @@ class Pool(Generic[V]):
                 self._values[key] = used
 
     @property
-    def _alive_bytes(self) -> int:
+    def num_waiting(self) -> int:
+        """For room."""
+        return len(self._line)
+
+    @property
+    def alive_bytes(self) -> int:
+        """Of what is kept, and of what is not and still in use."""
         return sum(value.num_bytes for value in list(self._alive.values()))

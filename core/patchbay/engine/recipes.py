@@ -5,6 +5,7 @@ Made in the thread of whoever asks, so that a cold delta delays nobody else.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from weakref import WeakValueDictionary
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.delta.manifest import Token
+from patchbay.engine.patience import FOREVER, Patience
 from patchbay.engine.pool import Pool
 from patchbay.errors import InputError
 from patchbay.execute.active import ActivePlan, CompiledDelta, pack
@@ -22,8 +24,9 @@ from patchbay.execute.prove import Proof
 from patchbay.execute.vocabulary import appended_rows
 from patchbay.merge import CanonicalRecipe, Merged, build
 
+logger = logging.getLogger(__name__)
 Load = Callable[[str], Delta]
-PATIENCE_S = 30.0
+MAX_WAIT_S = 30.0
 
 
 class Path(StrEnum):
@@ -76,7 +79,7 @@ class Built:
 
 class Recipes:
     """`delta_bytes` bounds the deltas in memory, those of requests under way included: who needs another one waits for
-    room, `patience` seconds at the most. `plan_bytes` bounds the plans and merged deltas that are kept.
+    room, `max_wait` seconds at the most. `plan_bytes` bounds the plans and merged deltas that are kept.
     """
 
     def __init__(
@@ -87,23 +90,25 @@ class Recipes:
         *,
         delta_bytes: int,
         plan_bytes: int,
-        patience: float = PATIENCE_S,
+        max_wait: float = MAX_WAIT_S,
     ) -> None:
         self.backbone, self.proof = backbone, proof
-        self.deltas: Pool[CompiledDelta] = Pool(delta_bytes, patience=patience)
+        self.deltas: Pool[CompiledDelta] = Pool(delta_bytes, max_wait=max_wait)
         self.plans: Pool[Built] = Pool(plan_bytes)
         # One for all requests of a recipe while any is under way: their rows are one segment then.
         self._in_use: WeakValueDictionary[str, ActivePlan] = WeakValueDictionary()
         self.built: Callable[[float], None] = lambda seconds: None  # told how long each plan took
         self._load = load
 
-    def prepare(self, recipe: CanonicalRecipe | None, wanted: Path | None = None) -> Ready:
-        """Loads what is missing. Raises as `load` and `build` do, and InputError where the path that is `wanted` is not
-        to be had.
+    def prepare(
+        self, recipe: CanonicalRecipe | None, wanted: Path | None = None, patience: Patience = FOREVER
+    ) -> Ready:
+        """Loads what is missing. Raises as `load`, `build` and `patience` do, and InputError where the path that is
+        `wanted` is not to be had.
         """
         if recipe is None:
             return Ready("base", Path.BASE, {})
-        terms = self._terms(recipe)
+        terms = self._terms(recipe, patience)
         deltas = {digest: term.delta for digest, term in terms.items()}
         built = self._built(recipe, deltas)
         merged = built.merged
@@ -146,18 +151,26 @@ class Recipes:
         if is_pinned:
             self.pin(key)
 
-    def _terms(self, recipe: CanonicalRecipe | None) -> dict[str, CompiledDelta]:
+    def _terms(self, recipe: CanonicalRecipe | None, patience: Patience = FOREVER) -> dict[str, CompiledDelta]:
         found: dict[str, CompiledDelta] = {}
         for digest in [digest for digest, _ in recipe.terms] if recipe else []:
             held = sum(term.num_bytes for term in found.values())
-            found[digest] = self.deltas.get(digest, partial(self._make, digest), held=held)
+            found[digest] = self.deltas.get(digest, partial(self._make, digest), held=held, patience=patience)
         return found
 
     def _make(self, digest: str) -> CompiledDelta:
         delta = self._load(digest)
         if not self.proof.ok or delta.appended:
-            return CompiledDelta(delta, {})  # it runs by patches alone
-        return CompiledDelta.of(pack(delta, self.backbone), self.backbone)
+            made = CompiledDelta(delta, {})  # it runs by patches alone
+        else:
+            made = CompiledDelta.of(pack(delta, self.backbone), self.backbone)
+        if made.num_bytes > self.deltas.max_bytes:
+            logger.warning(
+                "a delta takes %s bytes, and the budget for all of them is %s: it is loaded anew for every request",
+                f"{made.num_bytes:,}",
+                f"{self.deltas.max_bytes:,}",
+            )
+        return made
 
     def _built(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Built:
         appended_rows(list(deltas.values()))

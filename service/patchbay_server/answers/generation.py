@@ -66,8 +66,9 @@ class Generation:
 
     def close(self) -> None:
         """Memory of answers that are not over is free at the next token."""
-        if self._left and self._language is not None and self._ticket is not None:
-            self._language.cancel(self._ticket)
+        ticket, self._ticket = self._ticket, None  # it holds the requests, and their sink this
+        if self._left and self._language is not None and ticket is not None:
+            self._language.cancel(ticket)
         self._left = 0
 
     def __aiter__(self) -> Generation:
@@ -79,9 +80,14 @@ class Generation:
             raise StopAsyncIteration
         update = await self._updates.get()
         if update.error is not None:
-            raise update.error
+            try:
+                raise update.error
+            finally:
+                del update  # the error's traceback holds this frame: they would hold each other, and a delta in memory
         self._left -= update.is_last
         now = self.clock.now()
         self.clock.first = self.clock.first or now
-        self.clock.last = None if self._left else now
+        if not self._left:
+            self.clock.last = now
+            self.close()
         return update

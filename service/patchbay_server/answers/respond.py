@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -18,6 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import Patience
 from patchbay.engine.request import Sink, Update
 from patchbay.engine.texts import Answer
 from patchbay.errors import PatchbayError
@@ -28,15 +30,15 @@ from patchbay_server.schemas import GenerationRequest
 from patchbay_server.threads import leaving, run_inference
 
 logger = logging.getLogger("patchbay_server")
-Prepare = Callable[[Sink], Asked]
+Prepare = Callable[[Sink, Patience], Asked]
 DONE = b"data: [DONE]\n\n"
 
 
 async def respond(request: Request, body: GenerationRequest, engine: Engine, prepare: Prepare) -> Response:
-    """`prepare(sink)` resolves, loads and tokenises, in a thread; no thread waits while tokens are generated."""
+    """`prepare(sink, patience)` resolves, loads and tokenises, in a thread; none waits while tokens are generated."""
     generation = Generation(Clock())
     try:
-        asked = await run_inference(request, lambda _: _submit(engine, prepare, generation))
+        asked = await run_inference(request, partial(_submit, engine, prepare, generation), body.timeout)
         answering = _Answering(body, asked, generation)
         async with leaving(request, generation.give_up):
             if not body.stream:
@@ -48,9 +50,9 @@ async def respond(request: Request, body: GenerationRequest, engine: Engine, pre
     return _EventStream(answering.events(first), generation)
 
 
-def _submit(engine: Engine, prepare: Prepare, generation: Generation) -> Asked:
+def _submit(engine: Engine, prepare: Prepare, generation: Generation, patience: Patience) -> Asked:
     generation.clock.taken = generation.clock.now()
-    asked = prepare(generation.sink)
+    asked = prepare(generation.sink, patience)
     generation.submit(engine.language, asked.requests)
     return asked
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 
 from patchbay.engine.request import SamplingParams
@@ -50,11 +49,6 @@ def sampling(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def deadline(body: GenerationRequest) -> float | None:
-    """On the clock of `time.monotonic`."""
-    return None if body.timeout is None else time.monotonic() + body.timeout
 
 
 def _listed(stop: str | Sequence[str] | None) -> tuple[str, ...]:

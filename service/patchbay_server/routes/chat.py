@@ -8,13 +8,14 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import Patience
 from patchbay.engine.recipes import Ready
 from patchbay.engine.request import Request as Asking
 from patchbay.engine.request import Sink
 from patchbay.errors import InputError
 from patchbay_server.answers.chat import ChatWriter
 from patchbay_server.answers.respond import respond
-from patchbay_server.answers.sampling import check_count, check_supported, deadline, sampling
+from patchbay_server.answers.sampling import check_count, check_supported, sampling
 from patchbay_server.answers.writer import Asked
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
@@ -33,16 +34,16 @@ async def create_chat_completion(
     request: Request, body: ChatRequest, engine: EngineDep, resolver: ResolverDep
 ) -> Response:
     """`n` answers to a conversation, under the base, a delta or a merge."""
-    return await respond(request, body, engine, partial(_prepare, body, engine, resolver, deadline(body)))
+    return await respond(request, body, engine, partial(_prepare, body, engine, resolver))
 
 
-def _prepare(body: ChatRequest, engine: Engine, resolver: Resolver, until: float | None, sink: Sink) -> Asked:
+def _prepare(body: ChatRequest, engine: Engine, resolver: Resolver, sink: Sink, patience: Patience) -> Asked:
     language = engine.language
     check_supported(body)
     check_count(body.n, language.limits.max_waiting)
     messages = [_message(index, message) for index, message in enumerate(body.messages)]
-    resolved, ready = resolver(body)
-    requests = _requests(body, engine, ready, messages, until, sink)
+    resolved, ready = resolver(body, patience)
+    requests = _requests(body, engine, ready, messages, patience.until, sink)
     about = resolved.describe(ready.path, engine.warnings(resolved.canonical))
     return Asked(requests, len(requests[0].prompt), ChatWriter(requests), about)
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from patchbay.architecture import Task
 from patchbay.engine.engine import Engine
+from patchbay.engine.patience import Patience
 from patchbay.engine.recipes import Ready
 from patchbay.engine.request import Request as Asking
 from patchbay.engine.request import Sink
@@ -16,7 +17,7 @@ from patchbay.engine.texts import Texts
 from patchbay.errors import InputError
 from patchbay_server.answers.completions import CompletionWriter
 from patchbay_server.answers.respond import respond
-from patchbay_server.answers.sampling import check_count, check_supported, deadline, sampling
+from patchbay_server.answers.sampling import check_count, check_supported, sampling
 from patchbay_server.answers.writer import Asked
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
@@ -32,17 +33,17 @@ async def create_completion(
     request: Request, body: CompletionsRequest, engine: EngineDep, resolver: ResolverDep
 ) -> Response:
     """`n` completions a prompt, under the base, a delta or a merge."""
-    return await respond(request, body, engine, partial(_prepare, body, engine, resolver, deadline(body)))
+    return await respond(request, body, engine, partial(_prepare, body, engine, resolver))
 
 
-def _prepare(body: CompletionsRequest, engine: Engine, resolver: Resolver, until: float | None, sink: Sink) -> Asked:
+def _prepare(body: CompletionsRequest, engine: Engine, resolver: Resolver, sink: Sink, patience: Patience) -> Asked:
     language, prompts = engine.language, _prompts(body)
     _check(body, engine)
     check_count(len(prompts) * body.n, language.limits.max_waiting)
-    resolved, ready = resolver(body)
+    resolved, ready = resolver(body, patience)
     tokens = [_encode(language.texts, prompts, index, ready) for index in range(len(prompts))]
     params = sampling(body, body.max_tokens, body.logprobs, body.logprobs if body.echo else None)
-    requests = language.texts.requests(ready, tokens, params, sink, n=body.n, deadline=until)
+    requests = language.texts.requests(ready, tokens, params, sink, n=body.n, deadline=patience.until)
     writer = CompletionWriter(requests, _echo(prompts, requests, body.n) if body.echo else None)
     about = resolved.describe(ready.path, engine.warnings(resolved.canonical))
     return Asked(requests, sum(map(len, tokens)), writer, about)

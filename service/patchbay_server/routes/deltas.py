@@ -134,7 +134,12 @@ def delete_delta(
 
 
 def _shown(record: DeltaRecord, engine: Engine) -> dict[str, Any]:
-    return to_json(record) | {"pinned": engine.recipes.is_pinned(record.digest)}
+    deltas = engine.recipes.deltas
+    resident = deltas.peek(record.digest)
+    return to_json(record) | {
+        "pinned": deltas.is_pinned(record.digest),
+        "resident_bytes": resident.num_bytes if resident else None,
+    }
 
 
 def _check(engine: Engine, upload: Upload) -> str:

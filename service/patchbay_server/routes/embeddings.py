@@ -30,10 +30,11 @@ async def create_embeddings(
 
 
 def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, patience: Patience) -> dict[str, Any]:
-    if body.dimensions is not None:
-        raise UnsupportedParameter("'dimensions' is not supported: vectors have the model's width", param="dimensions")
-    resolved, ready = resolver(body)
+    resolved, ready = resolver(body, patience)
     embedded = engine.embed(ready, to_inputs(body.input), patience)
+    width = embedded.vectors.shape[1]
+    if body.dimensions not in (None, width):
+        raise UnsupportedParameter(f"vectors have the model's width: leave it out, or at {width}", param="dimensions")
     data = [
         {"object": "embedding", "index": index, "embedding": _encode(row, body.encoding_format)}
         for index, row in enumerate(embedded.vectors)

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from patchbay.errors import NotFound
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
+from patchbay_server.pins import split
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -24,7 +25,10 @@ def list_models(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, 
 
 @router.get("/{name:path}")
 def get_model(name: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
-    """One model by its name; expressions are not listed."""
+    """One model by its name, or a delta's version by `name@version`; expressions are not listed."""
+    if "@" in name:
+        record = hub.catalog.get_delta(tenant, *split(name))
+        return _model(name, record.created_at, engine.backbone.name, "delta")
     models = {model["id"]: model for model in list_models(engine, hub, tenant)["data"]}
     if name not in models:
         raise NotFound.named("model", name, models, param="model")
