@@ -51,7 +51,7 @@ class Scale:
 
 
 FULL = Scale("full", (0.05, 0.1, 0.2, 0.4, 1.0, 2.0), tuple(METHODS), 3, 1000, 100, 900, None, None, Effort())
-QUICK = Scale("quick", (0.1, 1.0), tuple(METHODS), 1, 250, 25, 100, 2, 2, Effort(8, 48))
+QUICK = Scale("quick", (0.1, 1.0), tuple(METHODS), 1, 250, 15, 70, 2, 2, Effort(8, 48))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,7 +120,7 @@ def families_of(options: argparse.Namespace, scale: Scale, cache: Path) -> list[
     pretraining = LanguageTraining(scale.pretraining_seconds, learning_rate=1e-3)
     finetuning = LanguageTraining(scale.pretraining_seconds / 3, learning_rate=3e-4)
     known: dict[str, Family] = {
-        "vision": Vision(models, max_test=scale.test_rows),
+        "vision": Vision(models, max_test=scale.test_rows, max_tasks=scale.max_tasks),
         "language": Language(models, pretraining, finetuning, max_test=scale.test_windows, max_tasks=scale.max_tasks),
     }
     if options.tasks:

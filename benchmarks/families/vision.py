@@ -30,11 +30,12 @@ class Vision:
     base_training: Training = BASE_TRAINING
     finetune_training: Training = FINETUNE_TRAINING
     max_test: int = 1000
+    max_tasks: int | None = None
     name: str = "vision"
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(task.name for task in SHIFTED_TASKS)
+        return tuple(task.name for task in SHIFTED_TASKS[: self.max_tasks])
 
     @property
     def _base_folder(self) -> Path:
