@@ -14,7 +14,7 @@ from tests.service.serving import Serve, Served, assert_error, ok
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from patchbay.compress.reconstruct import reconstruct
-from patchbay_server.schemas import CompletionsRequest
+from patchbay_server.generation_schemas import CompletionsRequest
 
 PROMPTS = ["the cat", "a dog runs and sees", "my"]
 AUTO = {"llama": AutoModelForCausalLM, "gpt2": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}

@@ -26,7 +26,7 @@ from patchbay.errors import PatchbayError
 from patchbay_server.answers.generation import Clock, Generation
 from patchbay_server.answers.writer import Asked
 from patchbay_server.errors import error_body, status_of
-from patchbay_server.schemas import GenerationRequest
+from patchbay_server.generation_schemas import GenerationRequest
 from patchbay_server.threads import leaving, run_inference
 
 logger = logging.getLogger("patchbay_server")

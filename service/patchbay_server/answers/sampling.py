@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from patchbay.engine.request import SamplingParams
 from patchbay.errors import InputError
 from patchbay_server.errors import UnsupportedParameter
-from patchbay_server.schemas import GenerationRequest
+from patchbay_server.generation_schemas import GenerationRequest
 
 
 def check_supported(body: GenerationRequest) -> None:

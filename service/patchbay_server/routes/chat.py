@@ -20,7 +20,7 @@ from patchbay_server.answers.writer import Asked
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
-from patchbay_server.schemas import ChatMessage, ChatRequest
+from patchbay_server.generation_schemas import ChatMessage, ChatRequest
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["inference"], route_class=JsonRoute)
 MAX_TOKENS = 1024  # of an answer, where the request does not say

@@ -22,7 +22,7 @@ from patchbay_server.answers.writer import Asked
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
-from patchbay_server.schemas import CompletionsRequest
+from patchbay_server.generation_schemas import CompletionsRequest
 
 router = APIRouter(prefix="/v1/completions", tags=["inference"], route_class=JsonRoute)
 Prompt = str | list[int]
