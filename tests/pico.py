@@ -46,6 +46,7 @@ from patchbay.compress.compress import Options, compress
 from patchbay.compress.options import ONE_SIZE
 from patchbay.delta import Delta, read_delta
 from patchbay.merge import MergePlan, Recipe, Term, build_plan
+from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification
 
 Maker = Callable[..., Path]
 WEIGHTS = "model.safetensors"
@@ -227,6 +228,27 @@ def resnet(
     return _save(ResNetForImageClassification, config, folder, seed, dtype)
 
 
+def neuript(
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    labels: tuple[str, ...] = LABELS,
+) -> Path:
+    """An EEG classifier; every block but the first merges two moments and has two experts in each layer."""
+    config = NeurIPTConfig(
+        hidden_size=HIDDEN,
+        num_heads=HEADS,
+        intermediate_size=HIDDEN,
+        expert_size=HIDDEN,
+        merges=(1, 2, 2, 2)[:layers],
+        experts=(0, 2, 2, 2)[:layers],
+        **_labels(labels),
+    )
+    return _save(NeurIPTForEEGClassification, config, folder, seed, dtype)
+
+
 MAKERS: Mapping[str, Maker] = {
     "llama": llama,
     "gpt2": gpt2,
@@ -236,6 +258,7 @@ MAKERS: Mapping[str, Maker] = {
     "t5": t5,
     "clip_vision": clip_vision,
     "resnet": resnet,
+    "neuript": neuript,
 }
 
 

@@ -25,6 +25,7 @@ TASKS = {
     "t5": Task.SEQ2SEQ_LM,
     "clip_vision": Task.EMBEDDING,
     "resnet": Task.IMAGE_CLASSIFICATION,
+    "neuript": Task.EEG_CLASSIFICATION,
 }
 # (kind, neuron axis) of a tensor by the end of its stored name; the first match counts.
 EXPECTED: dict[str, list[tuple[str, Kind, int | None]]] = {
@@ -91,6 +92,12 @@ EXPECTED: dict[str, list[tuple[str, Kind, int | None]]] = {
         ("classifier.1.bias", Kind.BIAS, None),
         ("classifier.1.weight", Kind.LINEAR, 0),
         ("", Kind.OTHER, None),
+    ],
+    "neuript": [
+        ("norm.weight", Kind.NORM, None),
+        ("norm.bias", Kind.NORM, None),
+        (".bias", Kind.BIAS, None),
+        (".weight", Kind.LINEAR, 0),
     ],
 }
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}
@@ -263,6 +270,7 @@ def test_heads(model_folder: ModelFolder, name: str) -> None:
         "bert_classifier": {"classifier.weight", "classifier.bias"},
         "vit": {"classifier.weight", "classifier.bias"},
         "resnet": {"classifier.1.weight", "classifier.1.bias"},
+        "neuript": {"classifier.weight", "classifier.bias"},
     }
     specs = of(model_folder(name)).specs.values()
     assert {spec.name for spec in specs if spec.is_head} == heads.get(name, set())

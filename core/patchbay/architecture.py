@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,15 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.pytorch_utils import Conv1D
 
 from patchbay.checkpoint import Checkpoint
 from patchbay.errors import UnsupportedBackbone
+
+# Modules of installed packages that register a model type with transformers when they are imported, by its name.
+PLUGINS = "patchbay.models"
 
 
 class Task(StrEnum):
@@ -32,7 +39,14 @@ class Task(StrEnum):
     SEQ2SEQ_LM = "seq2seq-lm"
     TEXT_CLASSIFICATION = "text-classification"
     IMAGE_CLASSIFICATION = "image-classification"
+    EEG_CLASSIFICATION = "eeg-classification"
     EMBEDDING = "embedding"
+
+
+class AutoModelForEEGClassification(_BaseAutoModelClass):
+    """transformers has none; whoever has such a model registers it here."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())  # type: ignore[assignment]
 
 
 AUTO_CLASS: Mapping[Task, Any] = {
@@ -40,6 +54,7 @@ AUTO_CLASS: Mapping[Task, Any] = {
     Task.SEQ2SEQ_LM: transformers.AutoModelForSeq2SeqLM,
     Task.TEXT_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
     Task.IMAGE_CLASSIFICATION: transformers.AutoModelForImageClassification,
+    Task.EEG_CLASSIFICATION: AutoModelForEEGClassification,
     Task.EMBEDDING: transformers.AutoModel,
 }
 _SUFFIX: Mapping[str, Task] = {
@@ -48,8 +63,9 @@ _SUFFIX: Mapping[str, Task] = {
     "ForConditionalGeneration": Task.SEQ2SEQ_LM,
     "ForSequenceClassification": Task.TEXT_CLASSIFICATION,
     "ForImageClassification": Task.IMAGE_CLASSIFICATION,
+    "ForEEGClassification": Task.EEG_CLASSIFICATION,
 }
-CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
+CLASSIFIERS = (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.EEG_CLASSIFICATION)
 
 
 class Kind(StrEnum):
@@ -162,6 +178,8 @@ def _check_config(checkpoint: Checkpoint) -> None:
             "so give the unquantised model",
             param="base",
         )
+    for plugin in entry_points(group=PLUGINS, name=str(raw.get("model_type"))):
+        plugin.load()
     if raw.get("model_type") not in transformers.CONFIG_MAPPING:
         needs_code = " and would need code from the checkpoint, which is never run" if raw.get("auto_map") else ""
         raise UnsupportedBackbone(

@@ -20,6 +20,7 @@ from patchbay.delta import Delta, SparseRows
 from patchbay.errors import BackboneError, PatchInProgress
 from patchbay.execute import patch
 from patchbay.execute.patch import Patcher
+from patchbay.execute.trial import trial_inputs
 from patchbay.merge import MatrixPlan, MergePlan, Recipe, Term, build_plan
 
 ModelFolder = Callable[..., Path]
@@ -37,6 +38,8 @@ def logits(backbone: Backbone) -> torch.Tensor:
         shape = (1, 3, pico.IMAGE, pico.IMAGE)
         dtype = next(backbone.model.parameters()).dtype
         inputs = {"pixel_values": torch.linspace(-1, 1, 3 * pico.IMAGE**2).reshape(shape).to(dtype)}
+    elif backbone.model.main_input_name == "signal":
+        inputs = trial_inputs(backbone, 1, 3)
     else:
         inputs = {"input_ids": torch.arange(4, 12)[None]}
         if backbone.task is Task.SEQ2SEQ_LM:

@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 from patchbay.backbone import Backbone
 from patchbay.execute.active import ActivePlan
 from patchbay.execute.context import Batch, delta_context, entered
-from patchbay.execute.prove import IMAGE
+from patchbay.execute.trial import trial_inputs
 from patchbay.models.replay import Readout
 
 KEPT = 4  # batches
@@ -103,16 +103,9 @@ class Joint:
 
 def _trial(backbone: Backbone) -> list[dict[str, torch.Tensor]]:
     """Inputs of one row each: some models take more only with tokens that a config may lack."""
-    generator = torch.Generator().manual_seed(0)
-    model, config, device = backbone.model, backbone.architecture.config, backbone.device
-    if model.main_input_name == "pixel_values":
-        size = getattr(config, "image_size", IMAGE)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        pixels = torch.randn(len(LENGTHS), 1, config.num_channels, height, width, generator=generator)
-        return [{"pixel_values": each} for each in pixels.to(device, model.dtype)]
-    vocabulary = next(spec.shape[0] for spec in backbone.specs.values() if spec.is_vocabulary)
-    texts = [torch.randint(vocabulary, (1, length), generator=generator).to(device) for length in LENGTHS]
-    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in texts]
+    is_text = backbone.model.main_input_name == "input_ids"
+    rows = [trial_inputs(backbone, 1, length if is_text else LENGTHS[0], seed) for seed, length in enumerate(LENGTHS)]
+    return [{**row, "attention_mask": torch.ones_like(row["input_ids"])} if is_text else row for row in rows]
 
 
 def _padded(parts: Sequence[Part]) -> dict[str, torch.Tensor]:
@@ -136,10 +129,12 @@ def _widened(tensor: torch.Tensor, longest: int, fill: int) -> torch.Tensor:
 def _rows_of(output: ModelOutput, rows: slice, length: int | None) -> ModelOutput:
     """An encoder's output for some of its rows, without the padding of others."""
     tokens = output["last_hidden_state"].shape[1]
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor | tuple[torch.Tensor, ...]] = {}
     for name, value in output.items():
         if isinstance(value, torch.Tensor):
             own = value[rows]
             is_sequence = length is not None and own.dim() > 2 and own.shape[1] == tokens
             found[name] = own[:, :length] if is_sequence else own
+        elif isinstance(value, tuple) and length is None:
+            found[name] = tuple(level[rows] for level in value)
     return type(output)(**found)

@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 
-from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, Manifest, SparseRows
 from patchbay.execute.active import ActivePlan, CompiledDelta, pack
 from patchbay.execute.context import Batch, Segment, delta_context
 from patchbay.execute.patch import Patcher
+from patchbay.execute.trial import trial_inputs
 from patchbay.merge import MatrixPlan, MergePlan
 
 DENSITY = 0.02
-IMAGE = 32  # pixels a side, where a model takes any
 ROWS, TOKENS = 4, 7  # different, so that a layer that takes one for the other is found
 SEGMENTS = ((1,), (0, 3), (2,))  # base, first merge, second merge
 # Of the merges' own effect on the output, by dtype: in bf16 a patch rounds W0 + D, which the other way does not.
@@ -50,7 +49,7 @@ def prove(backbone: Backbone, patcher: Patcher) -> Proof:
         if hasattr(module, "names")
     )
     try:
-        inputs = _inputs(backbone)
+        inputs = trial_inputs(backbone, ROWS, TOKENS)
         deltas = [_delta(backbone, seed) for seed in (1, 2)]
         error = _error(backbone, patcher, inputs, deltas, [_plan(backbone, deltas, seed) for seed in (3, 4)])
     except Exception as failure:  # whatever a model does with rows that are not what it expects
@@ -83,22 +82,6 @@ def _error(
     effect = float((patched - base).double().norm())
     error = float((decoupled - patched).double().norm()) / effect if effect else math.inf
     return error if math.isfinite(error) else math.inf
-
-
-def _inputs(backbone: Backbone) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    model, config = backbone.model, backbone.architecture.config
-    if model.main_input_name == "pixel_values":
-        size = getattr(config, "image_size", IMAGE)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        pixels = torch.randn(ROWS, config.num_channels, height, width, generator=generator)
-        return {"pixel_values": pixels.to(backbone.device, model.dtype)}
-    vocabulary = next(spec.shape[0] for spec in backbone.specs.values() if spec.is_vocabulary)
-    ids = torch.randint(vocabulary, (ROWS, TOKENS), generator=generator)
-    inputs = {"input_ids": ids.to(backbone.device)}
-    if backbone.task is Task.SEQ2SEQ_LM:
-        inputs["decoder_input_ids"] = inputs["input_ids"][:, : TOKENS // 2]
-    return inputs
 
 
 def _output(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

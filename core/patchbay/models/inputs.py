@@ -75,6 +75,8 @@ class Inputs:
         """
         if not inputs:
             raise InputError("input is empty: send at least one", param="input")
+        if self.backbone.model.main_input_name == "signal":
+            raise InputError(f"{self.backbone.name} takes recordings, and this request has none", param="input")
         is_text = [isinstance(item, str) for item in inputs]
         if any(is_text) and not all(is_text):
             raise InputError("texts and images cannot be mixed in one request", param="input")

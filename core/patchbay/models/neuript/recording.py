@@ -1,0 +1,93 @@
+"""A recording as it comes: channels by name in some unit, at some rate. What it must be, and what cannot be.
+
+Knows nothing of files and of models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from patchbay.errors import InputError
+from patchbay.models.neuript.montage import Position
+
+Signal = npt.NDArray[np.float64]
+MICROVOLTS: Mapping[str, float] = {"uV": 1.0, "mV": 1e3, "V": 1e6}
+MAX_CHANNELS = 256
+LEAST_RATE = 40.0  # in Hz: below, the band that the model reads is not there
+# Robust deviations of a channel that EEG has, generously: outside of them the unit is another one.
+PLAUSIBLE_UV = (0.5, 500.0)
+FLAT_UV = 1e-6  # what is left of a constant by a filter
+_NO_EEG = re.compile(
+    r"\s*(ecg|ekg|emg|eog|hEOG|vEOG|loc|roc|resp|spo2|sao2|osat|pulse|pleth|photic|ibi|bursts|suppr|status|trig|sti\b"
+    r"|stim|dc\d|cq_|gyro|acc|mag[xyz]|time|counter|interp|marker|event|annot|temp|battery|airflow|thor|abdo|snore)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """`signal` [channels, samples] in `unit`. `positions`, in millimetres, are of channels that the system lacks."""
+
+    signal: Signal
+    rate: float
+    names: tuple[str, ...]
+    unit: str
+    positions: Mapping[str, Position] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return float(self.signal.shape[1] / self.rate)
+
+
+def checked(recording: Recording) -> Recording:
+    """In microvolts. Raises InputError for what no recording is."""
+    signal, names = np.asarray(recording.signal, np.float64), recording.names
+    if signal.ndim != 2 or not signal.size:
+        raise InputError(f"a recording has channels and samples, not the shape {list(signal.shape)}", param="signal")
+    if len(names) != len(signal):
+        raise InputError(f"{len(signal)} channels have {len(names)} names: give one a channel", param="ch_names")
+    if len(signal) > MAX_CHANNELS:
+        raise InputError(f"{len(signal)} channels are more than {MAX_CHANNELS}", param="signal")
+    if not (np.isfinite(recording.rate) and recording.rate >= LEAST_RATE):
+        raise InputError(f"a rate of {recording.rate:g} Hz is below {LEAST_RATE:g}", param="sfreq")
+    if recording.unit not in MICROVOLTS:
+        raise InputError(f"{recording.unit!r} is no unit: give uV, mV or V", param="unit")
+    for name, channel in zip(names, signal, strict=True):
+        if not np.isfinite(channel).all():
+            place = int(np.argmin(np.isfinite(channel)))
+            raise InputError(f"channel {name!r} has NaN or infinity at sample {place}", param="signal")
+    return Recording(signal * MICROVOLTS[recording.unit], recording.rate, names, "uV", recording.positions)
+
+
+def is_eeg(name: str) -> bool:
+    """Not by its name something else: a heart, an eye, a muscle, a trigger."""
+    return _NO_EEG.match(name) is None
+
+
+def check_unit(signal: Signal, names: Sequence[str], unit: str) -> None:
+    """Of a signal in microvolts whose slow drifts are gone. Raises InputError, with the unit that it seems to be in,
+    where half of the channels are larger or smaller than any EEG, or all are flat.
+    """
+    deviations = 1.4826 * np.median(np.abs(signal - np.median(signal, 1, keepdims=True)), 1)
+    swinging = deviations[deviations > FLAT_UV]
+    if not len(swinging):
+        shown = ", ".join(names[:3])
+        raise InputError(f"the recording is flat: every channel ({shown} ...) has one value", param="signal")
+    typical = float(np.median(swinging))
+    low, high = PLAUSIBLE_UV
+    if low <= typical <= high:
+        return
+    fitting = [other for other, factor in MICROVOLTS.items() if low <= typical * factor / MICROVOLTS[unit] <= high]
+    wanted = (low * high) ** 0.5
+    power = round(np.log10(wanted / typical) / 3) * 3
+    hint = f"as {fitting[0]!r} it would be EEG" if fitting else f"1e{power} times as much would be EEG"
+    raise InputError(
+        f"a typical channel swings by {typical:.3g} uV where the unit is {unit!r}, which no EEG does ({low:g} to "
+        f"{high:g}): {hint}",
+        param="unit",
+    )

@@ -1,0 +1,95 @@
+"""Pre-training ends in a folder, and goes on to the identical one wherever it was stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.recordings import write_edf, write_npz
+
+from patchbay.errors import InputError
+from patchbay.models.neuript import NeurIPTForPreTraining
+from patchbay.models.neuript.preprocess import Steps
+from patchbay.training.pretrain import Options, Report, pretrain
+from patchbay.training.windows import Batches, sources, split
+
+OPTIONS = Options(size="test", epochs=1, rest=1, batch_size=4, report_every=2, save_every=1)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Batches, Batches]:
+    folder = tmp_path_factory.mktemp("recordings")
+    paths = [write_edf(folder / "x.edf", seconds=5, channels=3), write_npz(folder / "y.npz", seconds=5, channels=2)]
+    first, second = split(sources(paths, Steps(window_seconds=0.5, rejects=False)), 0.2)
+    return Batches(first), Batches(second)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_it_ends_in_a_folder_that_transformers_reads(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    told: list[Report] = []
+    last = pretrain(*parts, tmp_path, OPTIONS, told.append)
+    assert last == told[-1] and last.step == last.steps == 2 * (len(parts[0]) // 4)
+    assert [report.step for report in told] == [*range(2, last.steps, 2), last.steps]
+    assert all(report.judged > 0 and report.zero == last.zero for report in told)
+    model, state = NeurIPTForPreTraining.from_pretrained(tmp_path), load_file(tmp_path / "checkpoint/model.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_it_goes_on_to_the_identical_end(parts: tuple[Batches, Batches], tmp_path: Path, after: int) -> None:
+    whole = pretrain(*parts, tmp_path / "whole", OPTIONS, lambda _: None)
+    seen = 0
+
+    def stop(_: Report) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        pretrain(*parts, tmp_path / "cut", OPTIONS, stop)
+    told: list[Report] = []
+    again = pretrain(*parts, tmp_path / "cut", OPTIONS, told.append)
+    assert len(told) < whole.steps // 2, "it did not begin anew"
+    assert (again.judged, again.zero) == (whole.judged, whole.zero)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_seeds_differ(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    reports = [pretrain(*parts, tmp_path / str(seed), replace(OPTIONS, seed=seed), lambda _: None) for seed in (1, 2)]
+    assert reports[0].judged != reports[1].judged
+
+
+def test_a_folder_that_was_begun_otherwise(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    pretrain(*parts, tmp_path, OPTIONS, lambda _: None)
+    with pytest.raises(InputError, match="was begun with epochs 1, and this asks for 3") as caught:
+        pretrain(*parts, tmp_path, replace(OPTIONS, epochs=3), lambda _: None)
+    assert caught.value.param == "epochs"
+    with pytest.raises(InputError, match="was begun with windows"):
+        pretrain(parts[1], parts[1], tmp_path, OPTIONS, lambda _: None)
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimiser.safetensors"])
+def test_a_checkpoint_that_is_broken(parts: tuple[Batches, Batches], tmp_path: Path, file: str) -> None:
+    pretrain(*parts, tmp_path, OPTIONS, lambda _: None)
+    (tmp_path / "checkpoint" / file).write_bytes(b"broken")
+    with pytest.raises(InputError, match="remove it to begin anew"):
+        pretrain(*parts, tmp_path, OPTIONS, lambda _: None)
+
+
+def test_the_last_checkpoint_is_found_between_two_renames(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    whole = pretrain(*parts, tmp_path, OPTIONS, lambda _: None)
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.old")
+    assert pretrain(*parts, tmp_path, OPTIONS, lambda _: None).judged == whole.judged
+
+
+def test_fewer_windows_than_a_batch(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="are fewer than a batch of 999"):
+        pretrain(*parts, tmp_path, replace(OPTIONS, batch_size=999), lambda _: None)
