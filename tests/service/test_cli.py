@@ -41,7 +41,7 @@ NAMES = [
     "worker",
     "demo",
 ]
-GROUPS = ["jobs"]
+GROUPS = ["jobs", "neuript"]
 DEADLINE_S = 60.0
 
 
