@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py core/patchbay/execute/ke
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,test]'
 	touch $(STAMP)
 
 lint: venv  ## ruff, mypy --strict and the import ladder

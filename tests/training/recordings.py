@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import edfio
 import numpy as np
 
+Mark = tuple[float, float | None, str]
 NAMES = ("Fp1", "Fp2", "C3", "C4", "O1", "O2")
 
 
@@ -19,13 +21,27 @@ def signal(seconds: float, rate: float, channels: int, seed: int) -> np.ndarray:
 
 
 def write_edf(file: Path, *, seconds: float = 40, rate: int = 100, channels: int = 6, seed: int = 0) -> Path:
+    return _write(file, signal(seconds, rate, channels, seed), rate, ())
+
+
+def write_marked(file: Path, events: Sequence[Mark], *, seconds: float = 40, rate: int = 100, seed: int = 0) -> Path:
+    """With annotations: onset, duration and text. Where the text ends in 1, there is a rhythm of 10 Hz at the back."""
+    rows = signal(seconds, rate, 6, seed)
+    time = np.arange(rows.shape[1]) / rate
+    for onset, duration, text in events:
+        inside = (time >= onset) & (time < onset + (duration or 0.0)) & text.endswith("1")
+        rows[4:] += 60 * inside * np.sin(2 * np.pi * 10 * time)
+    return _write(file, rows, rate, events)
+
+
+def _write(file: Path, rows: np.ndarray, rate: int, events: Sequence[Mark]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = signal(seconds, rate, channels, seed)
     edfio.Edf(
         [
             edfio.EdfSignal(row, rate, label=f"EEG {name}-REF", physical_dimension="uV", physical_range=(-400, 400))
             for row, name in zip(rows, NAMES, strict=False)
-        ]
+        ],
+        annotations=[edfio.EdfAnnotation(*event) for event in events],
     ).write(file)
     return file
 

@@ -12,7 +12,7 @@ from tests.training.recordings import write_edf, write_npz
 
 from patchbay.errors import InputError
 from patchbay.models.neuript import NeurIPTForPreTraining
-from patchbay.models.neuript.preprocess import Steps
+from patchbay.models.neuript.steps import Steps
 from patchbay.training.pretrain import Options, Report, pretrain
 from patchbay.training.windows import Batches, sources, split
 

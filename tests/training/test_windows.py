@@ -1,34 +1,17 @@
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.training.recordings import NAMES, signal, write_edf, write_npz
+from tests.training.recordings import write_edf, write_npz
 
 from patchbay.errors import InputError
-from patchbay.models.neuript.preprocess import Steps
-from patchbay.training.windows import Batches, files_in, load, sources, split
+from patchbay.models.neuript.steps import Steps
+from patchbay.training.windows import Batches, sources, split
 
 STEPS = Steps(window_seconds=2.0)
-
-
-def test_every_recording_below_a_folder(tmp_path: Path) -> None:
-    made = [write_edf(tmp_path / "b" / "x.EDF"), write_npz(tmp_path / "a" / "y.npz"), write_edf(tmp_path / "z.edf")]
-    (tmp_path / "notes.txt").write_text("no recording")
-    assert files_in(tmp_path) == sorted(made)
-    with pytest.raises(InputError, match=r"has no recording: \.edf, \.bdf, \.npz are read"):
-        files_in(tmp_path / "nowhere")
-
-
-def test_both_kinds_are_the_recording(tmp_path: Path) -> None:
-    found = load(write_edf(tmp_path / "x.edf", seed=5))
-    np.testing.assert_allclose(found.signal, signal(40, 100, 6, 5), atol=0.02)
-    found = load(write_npz(tmp_path / "y.npz", seed=5))
-    np.testing.assert_allclose(found.signal, signal(40, 128, 4, 5))
-    assert (found.rate, found.names, found.unit) == (128, NAMES[:4], "uV")
 
 
 def test_windows_and_who_is_told(tmp_path: Path) -> None:
@@ -68,37 +51,6 @@ def test_an_epoch_has_every_window_once(tmp_path: Path) -> None:
     assert [len(batch) for batch in drawn] == [6, 6, 6]
     assert len({number for batch in drawn for number in batch}) == 18
     assert drawn == list(batches.epoch(6, 1)) != list(batches.epoch(6, 2))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "no .npz that can be read"), (b"hello", "no .npz that can be read"), (b"PK\x03\x04xx", "can be read")],
-)
-def test_what_is_no_npz(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        load(tmp_path / "x.npz")
-    assert "x.npz" in caught.value.message
-
-
-def test_an_npz_without_a_field(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", signal=np.zeros((2, 10)), rate=100, names=np.array(["C3", "C4"]))
-    with pytest.raises(InputError, match=r"x\.npz: it has no 'unit'"):
-        load(tmp_path / "x.npz")
-
-
-def test_pickles_are_not_opened(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", signal=np.array([{"a": 1}]), rate=1, names=np.array(["C3"]), unit="uV")
-    with pytest.raises(InputError, match="no .npz that can be read"):
-        load(tmp_path / "x.npz")
-
-
-def test_an_archive_that_says_it_is_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchbay.training.windows.MAX_NPZ_BYTES", 1000)
-    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("signal.npy", b"\x00" * 5000)
-    with pytest.raises(InputError, match="holds more than 1,000 bytes"):
-        load(tmp_path / "x.npz")
 
 
 def test_a_recording_that_is_refused_is_named(tmp_path: Path) -> None:

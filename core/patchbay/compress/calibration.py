@@ -27,6 +27,7 @@ from patchbay.models.embedding import unit_vectors
 from patchbay.models.generation import with_answers
 from patchbay.models.heads import HeadModel, base_head, delta_head
 from patchbay.models.inputs import ArrayInput, Batch, Input, Inputs
+from patchbay.models.signals import SignalInput, signal_inputs
 
 MAX_FILE = 1 << 30
 MAX_INPUTS = 1 << 17
@@ -52,7 +53,8 @@ class Calibration:
 
     @classmethod
     def read(cls, file: Path, labels: Path | None = None) -> Calibration:
-        """Text lines, or a batch of arrays in `.npy` or `.safetensors` (one tensor). `labels`: one class a line.
+        """Text lines, or a batch in `.npy` or `.safetensors`: arrays, one tensor, or windows of recordings.
+        `labels`: one class a line.
 
         Raises InputError for a file that is empty, too large, or of another kind, and for labels that do not match.
         """
@@ -213,6 +215,8 @@ def _order(calibration: Calibration) -> list[int]:
 
 
 def _size(item: Input) -> int:
+    if isinstance(item, SignalInput):
+        return item.signal.numel()
     return len(item) if isinstance(item, str) else 0
 
 
@@ -248,12 +252,14 @@ def _lines(file: Path, param: str) -> list[Input]:
 def _arrays(file: Path) -> list[Input]:
     try:
         # Mapped before it is copied: the header of a small file may claim any size.
-        tensors = [_npy(file)] if file.suffix == ".npy" else list(load_file(file).values())
+        named = {"": _npy(file)} if file.suffix == ".npy" else load_file(file)
     except Exception as error:  # whatever a hostile header provokes in numpy and safetensors
         raise InputError(f"{file} is no batch of arrays: {error}", param="calibration") from error
-    if len(tensors) != 1:
-        raise InputError(f"{file} holds {len(tensors)} tensors where one batch is wanted", param="calibration")
-    batch = tensors[0]
+    if "signal" in named and len(named) > 1:
+        return _signals(file, named)
+    if len(named) != 1:
+        raise InputError(f"{file} holds {len(named)} tensors where one batch is wanted", param="calibration")
+    (batch,) = named.values()
     if batch.is_complex():
         raise InputError(f"{file} holds complex numbers, which no model takes", param="calibration")
     if batch.dim() < 2:
@@ -261,6 +267,14 @@ def _arrays(file: Path) -> list[Input]:
     if len(batch) > MAX_INPUTS:
         raise InputError(f"{file} has {len(batch)} inputs: some hundred do", param="calibration")
     return [ArrayInput(row) for row in batch.float().numpy()]
+
+
+def _signals(file: Path, batch: Mapping[str, torch.Tensor]) -> list[Input]:
+    """Windows of recordings, as fine-tuning writes them."""
+    try:
+        return list(signal_inputs(batch))
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", param="calibration") from error
 
 
 def _npy(file: Path) -> torch.Tensor:

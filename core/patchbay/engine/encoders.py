@@ -20,7 +20,7 @@ from patchbay.engine.lock import FairLock
 from patchbay.engine.observer import Observer
 from patchbay.engine.patience import FOREVER, LOOK_S, Patience
 from patchbay.engine.recipes import Path, Ready
-from patchbay.models.inputs import MAX_BATCH, Batch, parts
+from patchbay.models.inputs import MAX_BATCH, Batch, most_rows, parts
 from patchbay.models.replay import Readout
 
 MAX_STEP = 2048  # tokens of one forward pass of several requests, padding included: more gain nothing on a CPU
@@ -65,7 +65,7 @@ class Encoders:
 
     def run(self, readout: Readout, ready: Ready, inputs: Batch, patience: Patience = FOREVER) -> torch.Tensor:
         """fp32 [inputs, width]. Raises what the model raises on them; while they wait Cancelled, DeadlineExceeded."""
-        jobs = [Job(Part(part, ready.active, readout), ready) for part in parts(inputs, MAX_BATCH)]
+        jobs = [Job(Part(part, ready.active, readout), ready) for part in parts(inputs, most_rows(inputs))]
         with self._changed:
             self._waiting.extend(jobs)
         try:

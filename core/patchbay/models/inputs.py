@@ -21,11 +21,13 @@ from patchbay.backbone import Backbone
 from patchbay.delta.manifest import MAX_RANK, Token
 from patchbay.errors import InputError, InvalidRecipe
 from patchbay.models.chat import Message, render
+from patchbay.models.signals import SignalInput, signal_batch
 
 MAX_PIXELS = 1 << 24
 # Where positions have no end (T5): attention's memory grows with the square.
 MAX_TOKENS = 4096
 MAX_BATCH = 64  # inputs of one forward pass: bounds its activations
+MAX_SAMPLES = 1 << 16  # of the recordings in one forward pass
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
 
@@ -43,7 +45,7 @@ class ArrayInput:
     array: Any  # nested lists of numbers
 
 
-Input = str | ImageInput | ArrayInput
+Input = str | ImageInput | ArrayInput | SignalInput
 Batch = dict[str, torch.Tensor]
 
 
@@ -63,6 +65,7 @@ class Inputs:
         # A fast tokenizer keeps padding and truncation as state of its own and fails when two threads set it.
         self._tokenizing = Lock()
         self._takes_text = backbone.model.main_input_name == "input_ids"
+        self._takes_signals = backbone.model.main_input_name == "signal"
         self._images = _image_processor(backbone)
         # Taken now: while a request is answered, the resident vocabulary may be another one's, which is larger.
         self.vocabulary = vocabulary_of(backbone) if self._takes_text else 0
@@ -75,8 +78,8 @@ class Inputs:
         """
         if not inputs:
             raise InputError("input is empty: send at least one", param="input")
-        if self.backbone.model.main_input_name == "signal":
-            raise InputError(f"{self.backbone.name} takes recordings, and this request has none", param="input")
+        if self._takes_signals or any(isinstance(item, SignalInput) for item in inputs):
+            return self._signals(inputs)
         is_text = [isinstance(item, str) for item in inputs]
         if any(is_text) and not all(is_text):
             raise InputError("texts and images cannot be mixed in one request", param="input")
@@ -87,7 +90,7 @@ class Inputs:
             texts = [item for item in inputs if isinstance(item, str)]
             batch = self._text(texts, tokens, self.vocabulary + num_appended)
         else:
-            batch = {"pixel_values": self._pixels([item for item in inputs if not isinstance(item, str)])}
+            batch = {"pixel_values": self._pixels([i for i in inputs if isinstance(i, ImageInput | ArrayInput)])}
         return {name: tensor.to(self.backbone.device) for name, tensor in batch.items()}
 
     def tokenizer_with(self, tokens: Iterable[Token]) -> PreTrainedTokenizerBase:
@@ -135,6 +138,14 @@ class Inputs:
             raise InputError(f"input has a token outside the model's vocabulary of {vocabulary}", param="input")
         return dict(encoded)
 
+    def _signals(self, inputs: Sequence[Input]) -> Batch:
+        signals = [item for item in inputs if isinstance(item, SignalInput)]
+        if not self._takes_signals:
+            raise InputError(f"{self.backbone.name} takes no recordings", param="input")
+        if len(signals) < len(inputs):
+            raise InputError(f"{self.backbone.name} takes recordings: send them to /v1/eeg", param="input")
+        return {name: tensor.to(self.backbone.device) for name, tensor in signal_batch(signals).items()}
+
     def _pixels(self, items: list[ImageInput | ArrayInput]) -> torch.Tensor:
         tensors = [self._one(index, item) for index, item in enumerate(items)]
         first = tensors[0].shape
@@ -164,6 +175,12 @@ class Inputs:
         processed = self._images(images=[pixels], input_data_format="channels_first", return_tensors="pt")
         values: torch.Tensor = processed["pixel_values"][0]
         return values
+
+
+def most_rows(batch: Batch) -> int:
+    """Inputs of one forward pass: those of recordings may have many thousand samples each, all of them tokens."""
+    samples = batch["signal"][0].numel() if "signal" in batch else 1
+    return max(1, min(MAX_BATCH, MAX_SAMPLES // max(1, samples)))
 
 
 def vocabulary_of(backbone: Backbone) -> int:

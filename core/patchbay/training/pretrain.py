@@ -5,6 +5,7 @@ Knows nothing of files of recordings, of the command line and of plots.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,7 @@ import torch
 from patchbay.errors import InputError
 from patchbay.models.neuript import NeurIPTConfig, NeurIPTForPreTraining
 from patchbay.models.neuript.masking import amplitude_mask
+from patchbay.models.neuript.steps import Steps
 from patchbay.training import checkpoint
 from patchbay.training.checkpoint import State
 from patchbay.training.schedule import Schedule
@@ -29,7 +31,9 @@ MOST_JUDGED = 256  # held-out windows
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`epochs` of the cycle; `rest` is how many more follow at the low rate (Schedule). Rates are the paper's."""
+    """`epochs` of the cycle; `rest` is how many more follow at the low rate (Schedule). Rates are the paper's. `steps`:
+    what was done to the recordings; the model's config keeps it.
+    """
 
     size: str = "small"
     epochs: int = 40
@@ -38,6 +42,7 @@ class Options:
     highest_rate: float = 3e-4
     weight_decay: float = 5e-3
     seed: int = 520
+    steps: Steps = Steps()
     report_every: int = 50
     save_every: int = 200
 
@@ -79,7 +84,8 @@ class _Training:
         self.train, self.held_out, self.out, self.options = train, held_out, out, options
         torch.manual_seed(options.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = NeurIPTForPreTraining(NeurIPTConfig.of_size(options.size)).to(self.device)  # type: ignore[arg-type]
+        config = NeurIPTConfig.of_size(options.size, preprocessing=options.steps.to_config())
+        self.model = NeurIPTForPreTraining(config).to(self.device)  # type: ignore[arg-type]
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), options.highest_rate, (0.9, 0.98), weight_decay=options.weight_decay
         )
@@ -89,7 +95,7 @@ class _Training:
         self._order: tuple[int, list[list[int]]] = (-1, [])  # of an epoch
 
     def run(self, on_report: OnReport) -> Report:
-        asked = {**asdict(self.options), "windows": len(self.train)}
+        asked = json.loads(json.dumps({**asdict(self.options), "windows": len(self.train)}))
         done = checkpoint.restore(self.out, self.model, self.optimiser, asked)
         self.history = done.history if done else []
         begun, first = time.monotonic(), done.step if done else 0

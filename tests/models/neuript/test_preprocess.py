@@ -12,8 +12,9 @@ import torch
 from patchbay.errors import InputError
 from patchbay.models.neuript.companding import compand, expand
 from patchbay.models.neuript.montage import PAPER_20
-from patchbay.models.neuript.preprocess import RATE, Steps, windows
+from patchbay.models.neuript.preprocess import windows
 from patchbay.models.neuript.recording import Recording, is_eeg
+from patchbay.models.neuript.steps import RATE, Steps
 
 NAMES = ("Fp1", "Fp2", "C3", "Cz", "C4", "O1", "O2")
 PLAIN = Steps(rejects=False)

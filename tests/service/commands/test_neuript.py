@@ -1,4 +1,4 @@
-"""`patchbay neuript pretrain`: from recordings to a folder that is served, compressed and patched as any other."""
+"""`patchbay neuript`: from recordings to folders that are served, compressed and patched as any other."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.training.recordings import write_edf, write_npz
+from tests.training.recordings import write_edf, write_marked, write_npz
 from typer.testing import CliRunner
 
-from patchbay.models.neuript import NeurIPTForPreTraining
+from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTForPreTraining
+from patchbay.models.neuript.steps import Steps
 from patchbay_server.cli import app
 
 
@@ -23,8 +24,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["neuript", "pretrain", *map(str, arguments)])
+def run(*arguments: object, command: str = "pretrain") -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["neuript", command, *map(str, arguments)])
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -73,3 +74,68 @@ def test_other_commands_know_the_folder(data: Path, tmp_path: Path) -> None:
     ):
         done = subprocess.run([*patchbay, *map(str, command)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, (command[0], done.stderr)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    NeurIPTForPreTraining(NeurIPTConfig.of_size("test")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("marked")
+    write_marked(folder / "x.edf", [(2.0 * number, 2.0, f"T{number % 2}") for number in range(15)], seconds=30)
+    return folder
+
+
+def test_a_classifier_from_annotations(base: Path, marked: Path, tmp_path: Path) -> None:
+    named = ["--class", "T0=open", "--class", "T1=closed"]
+    plot = ["--plot", tmp_path / "confusion.png"]
+    asked = ["--base", base, "--data", marked, "--window-seconds", 1, "--channels", "C3,O1,O2"]
+    short = ["--epochs", 1, "--validation", 0.2]
+    code, out, err = run(*asked, "--out", tmp_path / "model", *named, *short, *plot, "--json", command="finetune")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["classes"] == ["closed", "open"] and told["epochs"] == 1
+    assert told["scores"]["band power + LDA"]["balanced_accuracy"] > 0.8 and told["scores"]["majority"]["kappa"] == 0
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    model = NeurIPTForEEGClassification.from_pretrained(tmp_path / "model")
+    steps = Steps.of(model.config.preprocessing)
+    assert steps.channels == ("C3", "O1", "O2") and steps.window_seconds == 1.0
+    code, out, err = run(*asked, "--out", tmp_path / "frozen", *named, "--frozen", command="finetune")
+    assert code == 0, err
+    assert "head alone" in out and "fine-tuned" not in out and "AUROC" in out
+
+
+def test_a_classifier_from_a_table(base: Path, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,onset,duration\na/x.edf,one,0,5\na/x.edf,two,5,5\ny.npz,two,0,5\ny.npz,one,5,5\n")
+    asked = ["--base", base, "--data", data, "--labels", table, "--window-seconds", 1, "--frozen"]
+    code, out, err = run(*asked, "--out", tmp_path / "model", "--json", command="finetune")
+    assert code == 0, err
+    scores = json.loads(out)["scores"]
+    assert scores["band power + LDA"] is None, "one recording has three channels, the other two"
+    assert list(scores) == ["majority", "band power + LDA", "head alone"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--class", "T1"], "--class 'T1' is not TEXT=CLASS"),
+        (["--labels", "/nowhere.csv"], "/nowhere.csv cannot be read"),
+        (["--labels", "/nowhere.csv", "--class", "a=b"], "give one of them"),
+        (["--split", "random"], "'random' is no split: chronological, subject, given"),
+        (["--test", "0.8", "--validation", "0.3"], "leave nothing to train on"),
+        (["--class", "T7=left"], "no window has a class"),
+        (["--line-hz", "500"], "preprocessing.line_hz"),
+        (["--channels", "Oz"], "none of the channels Oz"),
+        (["--base", "/nowhere"], "is no folder of a NeurIPT model"),
+    ],
+)
+def test_what_finetune_refuses(base: Path, marked: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    asked = ["--base", base, "--data", marked, "--out", tmp_path / "model", "--window-seconds", "1"]
+    code, _, err = run(*asked, *more, command="finetune")
+    assert code != 0 and message in err and "Traceback" not in err
+    assert not (tmp_path / "model").exists()

@@ -55,24 +55,30 @@ class NeurIPTForEEGClassification(NeurIPTPreTrainedModel):  # type: ignore[no-un
         With labels, `loss` is the balanced one, and in training the experts' on top.
         """
         encoded = self.neuript(signal, positions, channel_mask)
-        if channel_mask is not None:
-            lobes = lobes & channel_mask[:, :, None]
-        found = self.classifier(pooled(self._levels(encoded.hidden_states), lobes))
+        found = self.classifier(self.features(encoded.hidden_states, lobes, channel_mask))
         loss = None
         if labels is not None:
-            loss = self._loss(found.float(), labels)
+            loss = self.balanced_loss(found.float(), labels)
             if encoded.auxiliary_loss is not None:
                 loss = loss + self.config.auxiliary_weight * encoded.auxiliary_loss
         return EEGClassifierOutput(loss, _logits(found), encoded.hidden_states)
+
+    def features(
+        self, levels: tuple[torch.Tensor, ...], lobes: torch.Tensor, channel_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the head reads [B, levels * 5 * width] of an encoder's `hidden_states`."""
+        if channel_mask is not None:
+            lobes = lobes & channel_mask[:, :, None]
+        return pooled(self._levels(levels), lobes)
 
     def _levels(self, levels: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         """The embedding, then blocks from the last to the first, as in the authors' code."""
         blocks = list(reversed(levels[1:]))
         return blocks if self.config.pooled_levels == "blocks" else [levels[0], *blocks]
 
-    def _loss(self, found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Bal-BCE (paper, eq. 25): sigmoid cross-entropy of z_c + K logit(pi_c), summed over classes. K is 0 where no
-        priors are known; for two classes pi is that of the second.
+    def balanced_loss(self, found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Bal-BCE (paper, eq. 25) of the head's outputs [B, 1 or classes]: sigmoid cross-entropy of z_c + K
+        logit(pi_c), summed over classes. K is 0 where no priors are known; for two classes pi is that of the second.
         """
         classes = found.shape[1]
         wanted = labels[:, None] if classes == 1 else functional.one_hot(labels, classes)

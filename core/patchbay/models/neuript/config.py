@@ -47,6 +47,7 @@ class NeurIPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     - `pooled_levels`: what the head reads: the embedding and all blocks (`all`), or blocks alone (`blocks`).
     - `head_size`: width of a hidden layer of the head; 0 for none, as in the authors' code.
     - `label_priors`, `prior_strength`: pi and K of the balanced loss (paper, eq. 25).
+    - `preprocessing`: what was done to the recordings that it was trained on (Steps); None where nobody said.
 
     Raises ValueError where widths do not fit each other.
     """
@@ -74,6 +75,7 @@ class NeurIPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     head_size: int = 0
     label_priors: list[float] | tuple[float, ...] | None = None
     prior_strength: float = 0.0
+    preprocessing: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]

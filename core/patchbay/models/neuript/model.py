@@ -19,10 +19,12 @@ from patchbay.models.neuript.moe import ExpertFeedForward
 @dataclass
 class NeurIPTOutput(ModelOutput):
     """`hidden_states`: the embedding with its time encoding [B, D, T, width], then every block's output [B, D, T_l,
-    width]; `last_hidden_state` is the last of them. `auxiliary_loss` is there in training alone.
+    width]; `last_hidden_state` is the last of them, `pooler_output` [B, width] its mean over channels and time.
+    `auxiliary_loss` is there in training alone.
     """
 
     last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     auxiliary_loss: torch.Tensor | None = None
 
@@ -81,7 +83,7 @@ class NeurIPTModel(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-call]
             seen = _seen(visible, channel_mask, z.shape[2], self.config.merges[number])
             z = block(z, electrodes if number == 0 else None, seen, channel_mask)
             levels.append(z)
-        return NeurIPTOutput(z, tuple(levels), self._auxiliary_loss())
+        return NeurIPTOutput(z, _mean(z, channel_mask), tuple(levels), self._auxiliary_loss())
 
     def _auxiliary_loss(self) -> torch.Tensor | None:
         """The sum over all layers with experts; None where none has just been trained."""
@@ -90,6 +92,14 @@ class NeurIPTModel(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-call]
         for layer in layers:
             layer.auxiliary = None
         return torch.stack(losses).sum() if losses else None
+
+
+def _mean(z: torch.Tensor, channel_mask: torch.Tensor | None) -> torch.Tensor:
+    channels = z.float().mean(2)
+    if channel_mask is None:
+        return channels.mean(1)
+    real = channel_mask[:, :, None].float()
+    return (channels * real).sum(1) / real.sum(1).clamp_min(1.0)
 
 
 def _seen(

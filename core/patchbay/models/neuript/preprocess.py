@@ -5,10 +5,9 @@ The same steps for every recording: they are part of what the model's input mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,32 +15,17 @@ from scipy import signal as filters  # type: ignore[import-untyped]
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.companding import compand
-from patchbay.models.neuript.montage import Montage, electrodes_of, find_channel
+from patchbay.models.neuript.montage import Montage, Position, electrodes_of, find_channel
 from patchbay.models.neuript.recording import FLAT_UV, Recording, Signal, check_unit, checked, is_eeg
+from patchbay.models.neuript.steps import RATE, Steps
+from patchbay.models.signals import SignalInput
 
-RATE = 64
 LOUDEST_UV, FAINTEST_UV = 100.0, 3.0
 ORDER = 4
 NOTCH_QUALITY = 30.0
 SETTLING_S = 10.0  # of the band's lower edge: as much is mirrored at both ends
 MOST_DENOMINATOR = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """`pairs`: bipolar channels to make, `Fp1-F7`; None leaves channels as they are recorded. `line_hz`: of the mains.
-
-    `stride_seconds` is the window's length by default. `rejects`: windows that are too loud, flat or off zero are left
-    out, as in pre-training.
-    """
-
-    window_seconds: float = 4.0
-    stride_seconds: float | None = None
-    reference: Literal["recorded", "average"] = "recorded"
-    pairs: tuple[str, ...] | None = None
-    line_hz: float | None = None
-    band_hz: tuple[float, float] = (0.1, 30.0)
-    rejects: bool = True
+PLAIN = Steps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +49,21 @@ class Windows:
     dropped: dict[str, str]
     done: tuple[str, ...]
 
+    @property
+    def inputs(self) -> list[SignalInput]:
+        """As a backbone takes them."""
+        positions, lobes = self.montage.positions, self.montage.lobes
+        return [SignalInput(signal, positions, lobes) for signal in self.signal]
 
-def windows(recording: Recording, steps: Steps = Steps()) -> Windows:
-    """Raises InputError, whose `param` is what is wrong: the unit, the rate, a channel, the length."""
+
+def windows(recording: Recording, steps: Steps = PLAIN, starts: Sequence[float] | None = None) -> Windows:
+    """One every stride, or those that begin at `starts`, in seconds; where the recording has no such samples they are
+    among the rejected.
+
+    Raises InputError, whose `param` is what is wrong: the unit, the rate, a channel, the length.
+    """
     given = checked(recording)
-    kept, names, dropped = _eeg(given)
+    kept, names, dropped = _eeg(given, steps)
     done = [f"to microvolts from {recording.unit}"]
     filtered = _filtered(kept, given.rate, steps, done)
     check_unit(filtered, names, recording.unit)
@@ -77,25 +71,42 @@ def windows(recording: Recording, steps: Steps = Steps()) -> Windows:
     signal, names = _without_flat(signal, names, dropped)
     montage = Montage.of(names, given.positions)
     resampled = _resampled(signal, given.rate, done)
-    cut, starts = _cut(resampled, steps)
+    cut, begins, outside = _cut(resampled, steps, starts)
     reasons = [_reason(window) if steps.rejects else None for window in cut]
-    rejected = tuple(Rejected(start, why) for start, why in zip(starts, reasons, strict=True) if why)
+    rejected = tuple(Rejected(start, why) for start, why in zip(begins, reasons, strict=True) if why)
     fine = [number for number, why in enumerate(reasons) if not why]
     found = compand(torch.from_numpy(np.ascontiguousarray(cut[fine])).float())
     done.append("A-law companded (A = 0.25)")
-    return Windows(found, tuple(starts[number] for number in fine), montage, rejected, dropped, tuple(done))
+    kept_starts = tuple(begins[number] for number in fine)
+    return Windows(found, kept_starts, montage, (*rejected, *outside), dropped, tuple(done))
 
 
-def _eeg(recording: Recording) -> tuple[Signal, list[str], dict[str, str]]:
-    """Channels that are EEG; a name that looks like it and has no place raises InputError."""
+def _eeg(recording: Recording, steps: Steps) -> tuple[Signal, list[str], dict[str, str]]:
+    """Channels that are EEG, those that are asked for; a name that looks like it and has no place raises InputError."""
+    own = recording.positions or {}
     dropped = {name: "no EEG by its name" for name in recording.names if not is_eeg(name)}
     kept = [number for number, name in enumerate(recording.names) if name not in dropped]
     if not kept:
         raise InputError("no channel is EEG by its name", param="ch_names")
-    names = [recording.names[number] for number in kept]
-    for name in names:
-        find_channel(name, (recording.positions or {}).get(name))
-    return recording.signal[kept], names, dropped
+    if steps.channels is None:
+        names = [recording.names[number] for number in kept]
+        for name in names:
+            find_channel(name, own.get(name))
+        return recording.signal[kept], names, dropped
+    known = {_known(recording.names[number], own): number for number in kept}
+    wanted = {_known(name, own): name for name in steps.channels}
+    dropped |= {recording.names[number]: "not asked for" for name, number in known.items() if name not in wanted}
+    dropped |= {written: "not recorded" for name, written in wanted.items() if name not in known}
+    order = [known[name] for name in wanted if name in known]
+    if not order:
+        raise InputError(f"none of the channels {', '.join(steps.channels[:5])} ... is recorded", param="ch_names")
+    return recording.signal[order], [recording.names[number] for number in order], dropped
+
+
+def _known(name: str, own: Mapping[str, Position]) -> str:
+    """As the system writes it, or as it is where the system does not know it."""
+    electrodes = electrodes_of(name)
+    return name if electrodes is None or name in own else "-".join(electrodes)
 
 
 def _filtered(signal: Signal, rate: float, steps: Steps, done: list[str]) -> Signal:
@@ -170,12 +181,10 @@ def _resampled(signal: Signal, rate: float, done: list[str]) -> Signal:
     return found
 
 
-def _cut(signal: Signal, steps: Steps) -> tuple[Signal, list[float]]:
-    """[N, D, T], and where each begins, in seconds."""
+def _cut(signal: Signal, steps: Steps, starts: Sequence[float] | None) -> tuple[Signal, list[float], list[Rejected]]:
+    """[N, D, T], where each begins, in seconds, and what cannot be cut."""
     length = round(steps.window_seconds * RATE)
-    stride = round((steps.stride_seconds or steps.window_seconds) * RATE)
-    if length < 1 or stride < 1:
-        raise InputError(f"windows of {steps.window_seconds:g} s have no samples", param="window_s")
+    stride = max(1, round((steps.stride_seconds or steps.window_seconds) * RATE))
     if signal.shape[1] < length:
         seconds = signal.shape[1] / RATE
         raise InputError(
@@ -183,8 +192,13 @@ def _cut(signal: Signal, steps: Steps) -> tuple[Signal, list[float]]:
             "windows",
             param="window_s",
         )
-    firsts = range(0, signal.shape[1] - length + 1, stride)
-    return np.stack([signal[:, first : first + length] for first in firsts]), [first / RATE for first in firsts]
+    last = signal.shape[1] - length
+    asked = list(range(0, last + 1, stride)) if starts is None else [round(start * RATE) for start in starts]
+    firsts = [first for first in asked if 0 <= first <= last]
+    outside = [Rejected(first / RATE, "not within the recording") for first in asked if not 0 <= first <= last]
+    cut = [signal[:, first : first + length] for first in firsts]
+    stacked = np.stack(cut) if cut else np.zeros((0, len(signal), length))
+    return stacked, [first / RATE for first in firsts], outside
 
 
 def _reason(window: Signal) -> str | None:

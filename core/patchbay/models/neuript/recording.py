@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.montage import Position
+from patchbay.models.neuript.steps import MOST_CHANNELS
 
 Signal = npt.NDArray[np.float64]
 MICROVOLTS: Mapping[str, float] = {"uV": 1.0, "mV": 1e3, "V": 1e6}
-MAX_CHANNELS = 256
 LEAST_RATE = 40.0  # in Hz: below, the band that the model reads is not there
 # Robust deviations of a channel that EEG has, generously: outside of them the unit is another one.
 PLAUSIBLE_UV = (0.5, 500.0)
@@ -51,8 +51,8 @@ def checked(recording: Recording) -> Recording:
         raise InputError(f"a recording has channels and samples, not the shape {list(signal.shape)}", param="signal")
     if len(names) != len(signal):
         raise InputError(f"{len(signal)} channels have {len(names)} names: give one a channel", param="ch_names")
-    if len(signal) > MAX_CHANNELS:
-        raise InputError(f"{len(signal)} channels are more than {MAX_CHANNELS}", param="signal")
+    if len(signal) > MOST_CHANNELS:
+        raise InputError(f"{len(signal)} channels are more than {MOST_CHANNELS}", param="signal")
     if not (np.isfinite(recording.rate) and recording.rate >= LEAST_RATE):
         raise InputError(f"a rate of {recording.rate:g} Hz is below {LEAST_RATE:g}", param="sfreq")
     if recording.unit not in MICROVOLTS:

@@ -1,0 +1,264 @@
+"""Fine-tuning NeurIPT: a head on the encoder as it is, then both together from there.
+
+The head comes first because a random one would bend the encoder before it is of any use. Knows nothing of files of
+recordings, of the command line and of plots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from patchbay.errors import InputError
+from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTModel
+from patchbay.models.neuript.steps import Steps
+from patchbay.training.band_power import discriminant
+from patchbay.training.examples import PARTS, Examples, Parts, classes_of
+from patchbay.training.head import features, fit_head
+from patchbay.training.metrics import Classes, Metrics, Probabilities, confusion, majority, metrics
+from patchbay.training.schedule import Schedule
+from patchbay.training.windows import Batches
+
+CLIP = 1.0
+CALIBRATION = "calibration.safetensors"
+MOST_CALIBRATION = 256
+DECODER = ("decoder.", "mask_token")  # what pre-training has and a classifier does not
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`epochs` at most, of everything together; 0 leaves the encoder as it is. It ends when the balanced accuracy in
+    validation has not risen for `patience` of them, and the best epoch is kept. `prior_strength`: K of the loss.
+    """
+
+    epochs: int = 20
+    patience: int = 5
+    batch_size: int = 16
+    highest_rate: float = 3e-4
+    weight_decay: float = 5e-3
+    prior_strength: float = 0.0
+    seed: int = 520
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`stage`: `features` or `training`. `note`: what is known of the last epoch."""
+
+    stage: str
+    done: int
+    of: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`scores` on the test part by name: `majority`, `band power + LDA` (None where recordings differ in their
+    channels), `head alone` and `fine-tuned`, where that was asked for. `confusion` [class, answer] is of the last.
+    """
+
+    classes: tuple[str, ...]
+    windows: Mapping[str, int]
+    scores: Mapping[str, Metrics | None]
+    confusion: list[list[int]]
+    epochs: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def finetune(
+    base: Path, parts: Parts, steps: Steps, out: Path, options: Options, on_progress: OnProgress = lambda _: None
+) -> Outcome:
+    """Writes `out` as transformers reads it, with unlabelled training windows that compression can be calibrated on.
+
+    Raises InputError where `base` is no NeurIPT encoder with all of its weights.
+    """
+    classes = classes_of(one for ones in parts.values() for one in ones)
+    torch.manual_seed(options.seed)
+    data = {part: _Data(parts[part], classes) for part in PARTS}
+    model = _model(base, classes, data["train"].classes, steps, options)
+    training = _Training(model, data, options, on_progress)
+    training.fit_head()
+    scores: dict[str, Metrics | None] = {
+        "majority": metrics(majority(data["train"].classes, len(classes), len(data["test"])), data["test"].classes),
+        "band power + LDA": _band_power(parts, data),
+        "head alone": metrics(training.answers("test"), data["test"].classes),
+    }
+    epochs = training.run() if options.epochs else 0
+    answers = training.answers("test")
+    if options.epochs:
+        scores["fine-tuned"] = metrics(answers, data["test"].classes)
+    model.save_pretrained(out)
+    save_file(_calibration(data["train"]), out / CALIBRATION)
+    counts = {part: len(each) for part, each in data.items()}
+    return Outcome(classes, counts, scores, confusion(answers, data["test"].classes), epochs, training.history)
+
+
+class _Data:
+    """One part: its windows and the numbers of their classes."""
+
+    def __init__(self, found: Sequence[Examples], classes: Sequence[str]) -> None:
+        number = {name: place for place, name in enumerate(classes)}
+        self.batches = Batches([one.source for one in found])
+        self.classes: Classes = np.array([number[label] for one in found for label in one.labels], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def targets(self) -> torch.Tensor:
+        return torch.from_numpy(self.classes)
+
+
+class _Training:
+    def __init__(
+        self, model: NeurIPTForEEGClassification, data: Mapping[str, _Data], options: Options, on_progress: OnProgress
+    ) -> None:
+        self.model, self.data, self.options, self.on_progress = model, data, options, on_progress
+        self.history: list[dict[str, float]] = []
+
+    def fit_head(self) -> None:
+        found, done, of = [], 0, sum(len(self.data[part]) for part in PARTS[:2])
+        for part in PARTS[:2]:
+            rows = []
+            for each in features(self.model, self.data[part].batches):
+                rows.append(each)
+                done += len(each)
+                self.on_progress(Progress("features", done, of))
+            found.append((torch.cat(rows) if rows else torch.zeros(0, 1), self.data[part].targets))
+        fit_head(self.model, found[0], found[1])
+
+    def run(self) -> int:
+        """The number of epochs that were run. The best one's weights are in the model after it."""
+        options, train = self.options, self.data["train"]
+        each = -(-len(train) // options.batch_size)
+        schedule = Schedule(options.epochs * each, 0, options.highest_rate)
+        optimiser = torch.optim.AdamW(
+            self.model.parameters(), options.highest_rate, (0.9, 0.98), weight_decay=options.weight_decay
+        )
+        best, best_epoch, kept = self._judge(), 0, _copied(self.model)
+        begun = time.monotonic()
+        for epoch in range(1, options.epochs + 1):
+            loss = self._epoch(epoch, optimiser, schedule)
+            judged = self._judge()
+            self.history.append({"epoch": epoch, "loss": loss, "validation": judged[0]})
+            if judged >= best:
+                best, best_epoch, kept = judged, epoch, _copied(self.model)
+            note = f"loss {loss:.3f}, validation {judged[0]:.3f}, {(time.monotonic() - begun) / epoch:.0f} s an epoch"
+            self.on_progress(Progress("training", epoch * each, options.epochs * each, note))
+            if epoch - best_epoch >= options.patience:
+                break
+        self.model.load_state_dict(kept)
+        return epoch
+
+    @torch.no_grad()
+    def answers(self, part: str) -> Probabilities:
+        """Of its windows, [windows, classes]."""
+        self.model.train(False)
+        batches = self.data[part].batches
+        found = []
+        for first in range(0, len(batches), 32):
+            batch = self._batch(batches, range(first, min(first + 32, len(batches))))
+            found.append(torch.softmax(self.model(**batch).logits.double(), 1).cpu())
+        rows: Probabilities = torch.cat(found).numpy() if found else np.zeros((0, 1))
+        return rows
+
+    def _epoch(self, epoch: int, optimiser: torch.optim.Optimizer, schedule: Schedule) -> float:
+        train, size = self.data["train"], self.options.batch_size
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.options.seed + epoch)).tolist()
+        each, losses = -(-len(train) // size), 0.0
+        for number in range(each):
+            step = (epoch - 1) * each + number
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(step)
+            losses += self._step(order[number * size : (number + 1) * size], optimiser)
+            self.on_progress(Progress("training", step + 1, schedule.steps))
+        return losses / each
+
+    def _step(self, numbers: Sequence[int], optimiser: torch.optim.Optimizer) -> float:
+        self.model.train()
+        train = self.data["train"]
+        batch = self._batch(train.batches, numbers)
+        loss = self.model(**batch, labels=train.targets[list(numbers)].to(self.model.device)).loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        optimiser.step()
+        return float(loss.detach())
+
+    def _judge(self) -> tuple[float, float]:
+        """Balanced accuracy and log-likelihood in validation, the larger the better; without any the last epoch is."""
+        data = self.data["validation"]
+        if not len(data):
+            return 0.0, 0.0
+        answers = self.answers("validation")
+        likelihood = float(np.log(answers[np.arange(len(data)), data.classes] + 1e-12).mean())
+        return _balanced_accuracy(answers, data.classes), likelihood
+
+    def _batch(self, batches: Batches, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in batches.of(numbers).items()}
+
+
+def _model(
+    base: Path, classes: Sequence[str], train: Classes, steps: Steps, options: Options
+) -> NeurIPTForEEGClassification:
+    encoder, found = _loaded(base)
+    unknown = [name for name in found["unexpected_keys"] if not name.startswith(("classifier.", *DECODER))]
+    for name in (*found["missing_keys"], *unknown):
+        raise InputError(f"{base} does not hold this encoder: {name!r} is not in both", param="base")
+    config = encoder.config
+    assert isinstance(config, NeurIPTConfig)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    config.label_priors = (np.bincount(train, minlength=len(classes)) / len(train)).tolist()
+    config.prior_strength, config.preprocessing, config.head_size = options.prior_strength, steps.to_config(), 0
+    model = NeurIPTForEEGClassification(config)
+    model.neuript.load_state_dict(encoder.state_dict())
+    return _on_device(model)
+
+
+def _loaded(base: Path) -> tuple[NeurIPTModel, dict[str, list[str]]]:
+    """With the names of what was not in the file, or not in the model."""
+    try:
+        loaded: Any = NeurIPTModel.from_pretrained(base, output_loading_info=True, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{base} is no folder of a NeurIPT model: {reason}", param="base") from error
+    encoder, info = loaded
+    return encoder, info
+
+
+def _on_device(model: NeurIPTForEEGClassification) -> NeurIPTForEEGClassification:
+    moved: Any = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    assert isinstance(moved, NeurIPTForEEGClassification)
+    return moved
+
+
+def _band_power(parts: Parts, data: Mapping[str, _Data]) -> Metrics | None:
+    try:
+        found = discriminant(parts["train"], data["train"].classes, parts["test"])
+    except InputError:
+        return None
+    return metrics(found, data["test"].classes)
+
+
+def _balanced_accuracy(answers: Probabilities, classes: Classes) -> float:
+    hits = answers.argmax(1) == classes
+    return float(np.mean([hits[classes == name].mean() for name in np.unique(classes)]))
+
+
+def _copied(model: NeurIPTForEEGClassification) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _calibration(data: _Data) -> dict[str, torch.Tensor]:
+    count = min(MOST_CALIBRATION, len(data))
+    return data.batches.of([round(number * len(data) / count) for number in range(count)])

@@ -1,0 +1,174 @@
+"""`patchbay neuript finetune`: a classifier of EEG from recordings with labels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.output import facts, listing, open_console, print_json, progress
+from patchbay_server.commands.plots import check_plot
+from patchbay_server.commands.quiet import silence_libraries
+from patchbay_server.commands.recordings import (
+    AverageOption,
+    BipolarOption,
+    ChannelsOption,
+    DataOption,
+    LineOption,
+    WindowOption,
+    to_steps,
+)
+
+if TYPE_CHECKING:
+    from patchbay.training.examples import Split
+    from patchbay.training.finetune import Outcome, Progress
+    from patchbay.training.labels import Rule
+    from patchbay.training.metrics import Metrics
+
+
+def finetune(
+    base: Annotated[Path, typer.Option(metavar="FOLDER", help="A pre-trained NeurIPT.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the classifier goes.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A table: file, label, and onset, duration, subject, part."),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="TEXT=CLASS", help="Without a table: what an annotation's text stands for."),
+    ] = None,
+    window_seconds: WindowOption = 4.0,
+    stride_seconds: Annotated[
+        float | None, typer.Option(min=0.05, max=120, help="From window to window.", show_default="the window's length")
+    ] = None,
+    onset: Annotated[
+        float | None,
+        typer.Option(help="One window an event, so many seconds after it. Without, windows fill it."),
+    ] = None,
+    channels: ChannelsOption = None,
+    bipolar: BipolarOption = False,
+    average_reference: AverageOption = False,
+    line_hz: LineOption = None,
+    split: Annotated[
+        str, typer.Option(help="chronological, subject, or given (by the table's parts).")
+    ] = "chronological",
+    test: Annotated[float, typer.Option(min=0.05, max=0.9, help="The share that is tested on.")] = 0.3,
+    validation: Annotated[float, typer.Option(min=0, max=0.5, help="The share that decides when to stop.")] = 0.15,
+    frozen: Annotated[bool, typer.Option(help="Fit the head alone, in seconds.")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    rate: Annotated[float, typer.Option(min=1e-7, max=1, help="The highest learning rate.")] = 3e-4,
+    seed: Annotated[int, typer.Option(min=0)] = 520,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix.", show_default="none")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune on recordings with labels, and hold it against what simple means reach."""
+    if plot is not None:
+        check_plot(plot)
+    from patchbay.training.examples import examples
+    from patchbay.training.examples import split as divide
+    from patchbay.training.files import files_in
+    from patchbay.training.finetune import Options
+    from patchbay.training.finetune import finetune as train
+
+    _check_extra()
+    silence_libraries()
+    timing = {"stride_seconds": stride_seconds, "onset_seconds": onset, "rejects": False}
+    steps = to_steps(window_seconds, channels, bipolar, average_reference, line_hz, **timing)
+    how = _split(split, validation, test)
+    options = Options(epochs=0 if frozen else epochs, batch_size=batch_size, highest_rate=rate, seed=seed)
+    with progress("recordings") as update:
+        rule = _rule(data, labels, classes or [])
+        found = examples(files_in(data), rule, steps, lambda path, number, of: update(number, of, path.name))
+    parts = divide(found, how)
+    with progress("fine-tuning") as update:
+
+        def show(at: Progress) -> None:
+            update(at.done, at.of, at.note or at.stage)
+
+        outcome = train(base, parts, steps, out, options, show)
+    if plot is not None:
+        _draw(outcome, plot)
+    _print(outcome, out, as_json=as_json)
+
+
+def _check_extra() -> None:
+    from patchbay.errors import InputError
+
+    try:
+        import sklearn  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        raise InputError("fine-tuning compares with scikit-learn: pip install 'patchbay[eeg]'", param="data") from None
+
+
+def _rule(data: Path, labels: Path | None, classes: list[str]) -> Rule:
+    from patchbay.errors import InputError
+    from patchbay.training.labels import by_annotations, by_table
+
+    if labels is not None:
+        if classes:
+            raise InputError("--class names annotations, and --labels is a table: give one of them", param="labels")
+        return by_table(labels, data)
+    named = dict(text.rpartition("=")[::2] for text in classes)
+    wrong = [text for text in classes if "=" not in text]
+    if wrong:
+        raise InputError(f"--class {wrong[0]!r} is not TEXT=CLASS", param="class")
+    return by_annotations(data, named)
+
+
+def _split(kind: str, validation: float, test: float) -> Split:
+    from typing import get_args
+
+    from patchbay.errors import InputError
+    from patchbay.training.examples import Split, SplitName
+
+    if kind not in get_args(SplitName):
+        raise InputError(f"{kind!r} is no split: {', '.join(get_args(SplitName))}", param="split")
+    if validation + test >= 1:
+        raise InputError("test and validation leave nothing to train on: their shares sum to less than 1", param="test")
+    return Split(kind, validation, test)  # type: ignore[arg-type]
+
+
+def _print(outcome: Outcome, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"out": str(out), **asdict(outcome)})
+        return
+    console = open_console()
+    windows = ", ".join(f"{count} {part}" for part, count in outcome.windows.items())
+    console.print(facts({"written": out, "classes": ", ".join(outcome.classes), "windows": windows}))
+    is_binary = len(outcome.classes) == 2
+    columns = ["", "balanced accuracy", *(["AUROC", "AUC-PR"] if is_binary else ["kappa"]), "weighted F1"]
+    rows = [[name, *_row(found, is_binary)] for name, found in outcome.scores.items()]
+    console.print(listing(columns, rows, columns[1:]))
+
+
+def _row(found: Metrics | None, is_binary: bool) -> list[str]:
+    if found is None:
+        return ["-"] * (4 if is_binary else 3)
+    between = (found.auroc, found.auc_pr) if is_binary else (found.kappa,)
+    return [f"{value:.3f}" for value in (found.balanced_accuracy, *between, found.weighted_f1) if value is not None]
+
+
+def _draw(outcome: Outcome, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(outcome.confusion, cmap="Blues", vmin=0)
+    most = max(map(max, outcome.confusion))
+    for row, counts in enumerate(outcome.confusion):
+        for column, count in enumerate(counts):
+            colour = "white" if count > most / 2 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    places = range(len(outcome.classes))
+    axes.set_xticks(places, outcome.classes, rotation=30, ha="right")
+    axes.set_yticks(places, outcome.classes)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("class")
+    figure.savefig(file, format="png", dpi=150)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchbay.errors import InputError
+from patchbay.models.neuript.edf import Event
+from patchbay.models.neuript.recording import Recording
+from patchbay.models.neuript.steps import Steps
+from patchbay.training.files import Opened
+from patchbay.training.labels import Marks, Span, by_annotations, by_table, starts_of, subject_of
+
+EVENTS = (Event(0.0, 4.0, "T0"), Event(4.0, 4.1, "T1"), Event(8.1, None, "T2"))
+OPENED = Opened(Recording(np.zeros((1, 10)), 100.0, ("C3",), "uV"), EVENTS)
+TWO = Steps(window_seconds=2.0)
+
+
+def test_annotations_that_stand_for_classes(tmp_path: Path) -> None:
+    marks = by_annotations(tmp_path, {"T1": "left", "T2": "right"})(tmp_path / "S001" / "x.edf", OPENED)
+    assert marks == Marks("S001", (Span(4.0, 8.1, "left"), Span(8.1, 8.1, "right")))
+    every = by_annotations(tmp_path, {})(tmp_path / "x.edf", OPENED)
+    assert every is not None and [span.label for span in every.spans] == ["T0", "T1", "T2"]
+
+
+def test_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("x.edf", "a/y.edf", "z.edf"):
+        (tmp_path / name).touch()
+    table = tmp_path / "labels.tsv"
+    table.write_text(
+        "file\tlabel\tonset\tduration\tsubject\tpart\n"
+        "x.edf\topen\t\t\tP7\ttest\na/y.edf\tleft\t1.5\t2\t\t\na/y.edf\tright\t4\t\t\t\n"
+    )
+    rule = by_table(table, tmp_path)
+    assert rule(tmp_path / "x.edf", OPENED) == Marks("P7", (Span(0.0, None, "open"),), "test")
+    assert rule(tmp_path / "a" / "y.edf", OPENED) == Marks("a", (Span(1.5, 3.5, "left"), Span(4.0, 4.0, "right")))
+    assert rule(tmp_path / "z.edf", OPENED) is None, "the table does not know it"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,class\nx.edf,1\n", "lacks the column 'label'"),
+        ("file,label,colour\nx.edf,1,red\n", "has a column 'colour'"),
+        ("", "lacks the column 'file'"),
+        ("file,label\ny.edf,1\n", "names y.edf, which is not in"),
+        ("file,label,onset\nx.edf,1,soon\n", "x.edf at 'soon'"),
+        ("file,label,onset,duration\nx.edf,1,0,-1\n", "onset and duration are seconds"),
+        ("file,label,onset\nx.edf,1,nan\n", "onset and duration are seconds"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.edf").touch()
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        by_table(tmp_path / "labels.csv", tmp_path)(tmp_path / "x.edf", OPENED)
+
+
+def test_subjects_are_folders(tmp_path: Path) -> None:
+    assert subject_of(tmp_path / "sub-01" / "eeg" / "x.edf", tmp_path) == "sub-01"
+    assert subject_of(tmp_path / "x.edf", tmp_path) == "x"
+
+
+def test_windows_fill_a_span() -> None:
+    assert starts_of([Span(1.0, 7.5, "a")], 60.0, TWO) == {64: "a", 192: "a", 320: "a"}
+    half = Steps(window_seconds=2.0, stride_seconds=0.5)
+    assert list(starts_of([Span(1.0, 4.0, "a")], 60.0, half)) == [64, 96, 128]
+    assert list(starts_of([Span(0.0, None, "a")], 5.0, TWO)) == [0, 128], "to the recording's end"
+    assert list(starts_of([Span(0.0, 9.0, "a")], 5.0, TWO)) == [0, 128], "and not over it"
+    assert starts_of([Span(0.0, 1.9, "a")], 60.0, TWO) == {}
+
+
+def test_one_window_an_event() -> None:
+    before = Steps(window_seconds=2.0, onset_seconds=-0.5)
+    assert starts_of([Span(3.0, 3.0, "b"), Span(1.0, 9.0, "a")], 60.0, before) == {32: "a", 160: "b"}
+
+
+def test_events_without_an_end_are_not_filled() -> None:
+    with pytest.raises(InputError, match="'b' at 3 s has no duration: say where its window begins"):
+        starts_of([Span(3.0, 3.0, "b")], 60.0, TWO)
+
+
+def test_a_window_has_one_class() -> None:
+    with pytest.raises(InputError, match="at 2 s both 'a' and 'b' are said"):
+        starts_of([Span(0.0, 4.0, "a"), Span(2.0, 4.0, "b")], 60.0, TWO)
