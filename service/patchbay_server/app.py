@@ -16,6 +16,7 @@ from patchbay_server.auth import RequireKey
 from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit, Measure
+from patchbay_server.recordings import READERS, Turns
 from patchbay_server.routes import ROUTERS
 from patchbay_server.settings import Settings
 from patchbay_server.threads import Threads
@@ -34,11 +35,11 @@ def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) ->
     )
     app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
     app.state.queue, app.state.stopping = queue, Event()
-    app.state.inference = Threads(settings.max_waiting)
+    app.state.inference, app.state.turns = Threads(settings.max_waiting), Turns(READERS)
     app.state.metrics = metrics = Metrics(engine, queue)
     engine.observe(metrics.of_engine)
     errors.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_recording_bytes=settings.max_recording_bytes)
     if settings.api_key is not None:
         app.add_middleware(RequireKey, key=settings.api_key)
     app.add_middleware(Measure, metrics=metrics)

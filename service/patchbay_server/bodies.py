@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import Message
 
 from patchbay.merge.read import duplicate_key
 
@@ -37,6 +38,22 @@ class JsonRoute(APIRoute):
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def with_json(request: Request, body: bytes) -> Request:
+    """The request as if it had this body, after which it goes on as it was: until its client hangs up."""
+    headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+    headers.append((b"content-type", JSON.encode()))
+    is_read = False
+
+    async def receive() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await request.receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request({**request.scope, "headers": headers}, receive)
 
 
 class _StrictRequest(Request):

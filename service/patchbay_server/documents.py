@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from patchbay.errors import InvalidRecipe
 from patchbay.merge import mergekit
-from patchbay_server.bodies import JSON, Handler, JsonRoute, content_type, is_json
+from patchbay_server.bodies import JSON, Handler, JsonRoute, content_type, is_json, with_json
 from patchbay_server.schemas import DocumentQuery
 
 YAML = "application/yaml"
@@ -61,13 +61,7 @@ async def _as_json(request: Request) -> Request:
     query = _query(request)
     recipe = await anyio.to_thread.run_sync(_recipe, await request.body())
     body = json.dumps({**query.model_dump(), "recipe": recipe}).encode()
-    headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-    headers.append((b"content-type", JSON.encode()))
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return Request({**request.scope, "headers": headers}, receive)
+    return with_json(request, body)
 
 
 def _query(request: Request) -> DocumentQuery:

@@ -1,7 +1,7 @@
 """What surrounds every request: a bound on its body, a count and a time. Plain ASGI; knows no route by name but
 uploads.
 
-Uploads of deltas and blobs bound themselves while they stream; every other body is JSON and small.
+Uploads of deltas and blobs bound themselves while they stream; every other body is JSON and small, or has a recording.
 """
 
 from __future__ import annotations
@@ -18,37 +18,40 @@ from patchbay_server.metrics import Metrics
 
 UPLOAD = ("POST", "/v1/deltas")
 BLOBS = "/v1/blobs/"
+RECORDINGS = "/v1/eeg/"
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimit:
-    """413 for a body over `max_bytes`, by its Content-Length before reading and by counting while it streams."""
+    """413 for a body over `max_bytes`, where it may have a recording over `max_recording_bytes`, by its Content-Length
+    before reading and by counting while it streams.
+    """
 
     app: ASGIApp
     max_bytes: int
+    max_recording_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _is_upload(scope["method"], scope["path"]):
             await self.app(scope, receive, send)
             return
+        most = self.max_recording_bytes if scope["path"].startswith(RECORDINGS) else self.max_bytes
+        message = f"the request body is over {most} bytes"
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            await JSONResponse(error_body(self._message(), 413, "body_too_large"), 413)(scope, receive, send)
+        if declared.isdigit() and int(declared) > most:
+            await JSONResponse(error_body(message, 413, "body_too_large"), 413)(scope, receive, send)
             return
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                raise HTTPException(413, self._message())
-            return message
+            received = await receive()
+            seen += len(received.get("body", b""))
+            if seen > most:
+                raise HTTPException(413, message)
+            return received
 
         await self.app(scope, counted, send)
-
-    def _message(self) -> str:
-        return f"the request body is over {self.max_bytes} bytes"
 
 
 def _is_upload(method: str, path: str) -> bool:

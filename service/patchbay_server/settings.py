@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="Bearer key that every /v1 request must carry.")
     max_upload_bytes: Bytes = Field(default=8 << 30, gt=0)
     max_body_bytes: Bytes = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
+    max_recording_bytes: Bytes = Field(default=64 << 20, gt=0, description="Cap of a body of /v1/eeg.")
     max_blob_bytes: Bytes = Field(default=64 << 30, gt=0, description="Cap of one blob.")
     workers: int = Field(default=1, ge=0, le=64, description="Processes for compression jobs; 0 leaves them to others.")
     jobs_db: Path | None = Field(default=None, description="The queue of jobs; jobs.db in the store by default.")

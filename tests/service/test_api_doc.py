@@ -13,6 +13,9 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 from tests.service.compressing import put_folder, work
+from tests.service.eeg import ask, rows
+from tests.service.eeg import classifier as classifier_of_eeg
+from tests.service.eeg import encoder as encoder_of_eeg
 from tests.service.serving import Serve, Served, ok
 from tests.service.streaming import talking
 
@@ -20,6 +23,7 @@ import patchbay
 import patchbay_server
 from patchbay import errors
 from patchbay.architecture import Task
+from patchbay.backbone import Backbone
 from patchbay.merge import METHODS, Recipe, Term, parse
 from patchbay.models.inputs import MAX_PIXELS
 from patchbay_server.errors import _HTTP_CODES, status_of
@@ -32,7 +36,7 @@ SOURCES = "".join(
     for package in (patchbay, patchbay_server)
     for path in Path(package.__file__).parent.rglob("*.py")
 )
-DATA = ("probabilities", "params", "files", "report")
+DATA = ("probabilities", "params", "files", "report", "dropped", "positions_mm")
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 
 
@@ -198,6 +202,18 @@ def example(heading: str) -> Any:
     return json.loads(found[1])
 
 
+def eeg_answers(serve: Serve, folder: Path) -> dict[str, Any]:
+    eeg = serve(Backbone.load(encoder_of_eeg(folder / "eeg")))
+    eeg.upload("eyes", classifier_of_eeg(folder / "eeg", "left", folder / "eyes"))
+    loud = 0.4 * rows()
+    loud[:, 390:] += 300
+    asked = {"model": "eyes", "signal": loud.tolist(), "reject": True, "stride_s": 1}
+    return {
+        "POST /v1/eeg/classify": ok(ask(eeg, **asked)),
+        "POST /v1/eeg/embed": ok(ask(eeg, "embed", model="0.5*eyes")),
+    }
+
+
 @pytest.fixture
 def answers(
     serve: Serve,
@@ -219,6 +235,7 @@ def answers(
     chat = {"model": "0.5*math", "messages": [{"role": "user", "content": "the cat"}]}
     found["POST /v1/chat/completions"] = ok(talker.post("/v1/chat/completions", chat))
     found["POST /v1/classify"] = ok(vit.post("/v1/classify", {"model": "0.6*noisy", "input": IMAGE}))
+    found |= eeg_answers(serve, tmp_path)
     found["POST /v1/merges"] = ok(vit.post("/v1/merges", {"name": "both", "recipe": "linear(noisy)"}), 201)
     found["POST /v1/merges:preview"] = ok(vit.post("/v1/merges:preview", {"recipe": "linear(noisy)"}))
     found["PUT /v1/blobs/{digest}"] = ok(

@@ -36,7 +36,7 @@ def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, patienc
     if body.dimensions not in (None, width):
         raise UnsupportedParameter(f"vectors have the model's width: leave it out, or at {width}", param="dimensions")
     data = [
-        {"object": "embedding", "index": index, "embedding": _encode(row, body.encoding_format)}
+        {"object": "embedding", "index": index, "embedding": encoded(row, body.encoding_format)}
         for index, row in enumerate(embedded.vectors)
     ]
     usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
@@ -49,7 +49,8 @@ def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, patienc
     }
 
 
-def _encode(row: torch.Tensor, encoding: str) -> list[float] | str:
+def encoded(row: torch.Tensor, encoding: str) -> list[float] | str:
+    """As JSON has it: `float` or `base64`."""
     if encoding == "float":
         return row.tolist()
     return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode()

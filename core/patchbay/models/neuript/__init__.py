@@ -6,6 +6,7 @@ Knows nothing of deltas: to the rest of Patchbay it is a backbone like any other
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from patchbay.architecture import AutoModelForEEGClassification
+from patchbay.models.neuript.braindecode import BraindecodeModel, as_braindecode
 from patchbay.models.neuript.classification import EEGClassifierOutput, NeurIPTForEEGClassification
 from patchbay.models.neuript.config import NeurIPTConfig
 from patchbay.models.neuript.model import NeurIPTModel, NeurIPTOutput
@@ -18,6 +19,7 @@ AutoModelForPreTraining.register(NeurIPTConfig, NeurIPTForPreTraining, exist_ok=
 AutoModelForEEGClassification.register(NeurIPTConfig, NeurIPTForEEGClassification, exist_ok=True)
 
 __all__ = [
+    "BraindecodeModel",
     "Channel",
     "EEGClassifierOutput",
     "Lobe",
@@ -28,4 +30,5 @@ __all__ = [
     "NeurIPTModel",
     "NeurIPTOutput",
     "PreTrainingOutput",
+    "as_braindecode",
 ]

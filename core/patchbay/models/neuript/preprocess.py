@@ -25,6 +25,7 @@ ORDER = 4
 NOTCH_QUALITY = 30.0
 SETTLING_S = 10.0  # of the band's lower edge: as much is mirrored at both ends
 MOST_DENOMINATOR = 10_000
+MOST_SAMPLES = 1 << 27  # of all windows of a recording: a gigabyte in double precision
 PLAIN = Steps()
 
 
@@ -195,6 +196,12 @@ def _cut(signal: Signal, steps: Steps, starts: Sequence[float] | None) -> tuple[
     last = signal.shape[1] - length
     asked = list(range(0, last + 1, stride)) if starts is None else [round(start * RATE) for start in starts]
     firsts = [first for first in asked if 0 <= first <= last]
+    if len(firsts) * len(signal) * length > MOST_SAMPLES:
+        raise InputError(
+            f"{len(firsts):,} windows of {len(signal)} channels and {length} samples are too many to hold: take a "
+            "longer stride, or the recording in pieces",
+            param="stride_s",
+        )
     outside = [Rejected(first / RATE, "not within the recording") for first in asked if not 0 <= first <= last]
     cut = [signal[:, first : first + length] for first in firsts]
     stacked = np.stack(cut) if cut else np.zeros((0, len(signal), length))

@@ -1,0 +1,192 @@
+"""Recordings in requests: JSON, or a form of JSON and a file, EDF, BDF or .npy. Read in memory, and kept nowhere.
+
+Knows nothing of models and of what is asked about a recording.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import BoundedSemaphore
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request, Response
+from pydantic import Field, StrictBool
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from patchbay.engine.patience import LOOK_S, Patience
+from patchbay.errors import InputError
+from patchbay.models.neuript import edf
+from patchbay.models.neuript.recording import Recording
+from patchbay.models.neuript.steps import MOST_CHANNELS
+from patchbay_server.bodies import JSON, Handler, JsonRoute, content_type, with_json
+from patchbay_server.schemas import MAX_INPUTS, ModelRequest, Number
+
+FORM = "multipart/form-data"
+READERS = 2
+_FILE = "patchbay.recording"
+NPY_MAGIC = b"\x93NUMPY"
+MAX_REQUEST = 1 << 20  # bytes of the JSON beside a file
+ChannelName = Annotated[str, Field(min_length=1, max_length=100)]
+Channels = Annotated[list[ChannelName], Field(min_length=1, max_length=MOST_CHANNELS)]
+Place = tuple[Number, Number, Number]
+Samples = npt.NDArray[np.float64]
+
+
+class RecordingRequest(ModelRequest):
+    """`signal`: [channels][samples], or [trials][channels][samples]; not beside a file. `sfreq` in Hz, `unit` and
+    `ch_names` are needed with numbers; EDF and BDF files have their own, and `unit` then says what theirs should have
+    been. What is left out of the rest is as the model was trained.
+    """
+
+    signal: list[Any] | None = None
+    sfreq: Annotated[Number, Field(gt=0, le=1e6)] | None = None
+    unit: Literal["uV", "mV", "V"] | None = None
+    ch_names: Channels | None = None
+    ch_pos_mm: Annotated[dict[ChannelName, Place], Field(max_length=MOST_CHANNELS)] | None = None
+    reference: Literal["recorded", "average"] | None = None
+    line_freq: Number | None = None
+    window_s: Number | None = None
+    stride_s: Number | None = None
+    onsets: Annotated[list[Number], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
+    reject: StrictBool | None = None
+
+
+class EegEmbedRequest(RecordingRequest):
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class Turns:
+    """So many recordings are read at a time: each takes many times its bytes while it is."""
+
+    def __init__(self, count: int) -> None:
+        self._free = BoundedSemaphore(count)
+
+    @contextmanager
+    def taken(self, patience: Patience) -> Iterator[None]:
+        """Raises what `patience` raises."""
+        while not self._free.acquire(timeout=LOOK_S):
+            patience.check()
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+_PARTS = {
+    "request": {"type": "string", "description": "The JSON body, without a signal.", "contentMediaType": JSON},
+    "file": {"type": "string", "description": "EDF, BDF or .npy.", "format": "binary"},
+}
+FORM_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "content": {FORM: {"schema": {"type": "object", "properties": _PARTS, "required": ["request", "file"]}}}
+    }
+}
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 1 << 40  # a file on disk would keep the patient's name there
+
+
+class RecordingRoute(JsonRoute):
+    """A route whose body is JSON, or a form whose part `request` is that JSON and whose part `file` a recording."""
+
+    accepts: ClassVar[tuple[str, ...]] = (JSON, FORM)
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def translated(request: Request) -> Response:
+            return await handle(await _as_json(request) if content_type(request) == FORM else request)
+
+        return translated
+
+
+def file_of(request: Request) -> bytes | None:
+    """The form's file; None where the body was JSON."""
+    found: bytes | None = request.scope.get(_FILE)
+    return found
+
+
+def recordings_of(asked: RecordingRequest, file: bytes | None) -> list[Recording]:
+    """One, or one a trial. Raises InputError, which names what is missing, given twice or wrong."""
+    if file is None:
+        if asked.signal is None:
+            raise InputError("send a signal, or a form with a file", param="signal")
+        return _of_numbers(asked, _array(asked.signal))
+    if asked.signal is not None:
+        raise InputError("the form has a file already: leave the signal out", param="signal")
+    if file.startswith(NPY_MAGIC):
+        return _of_numbers(asked, _npy(file))
+    for name in ("sfreq", "ch_names"):
+        if getattr(asked, name) is not None:
+            raise InputError(f"an EDF or BDF file says it itself: leave {name!r} out", param=name)
+    found = edf.read(file, unit=asked.unit).recording
+    return [Recording(found.signal, found.rate, found.names, found.unit, asked.ch_pos_mm)]
+
+
+def _of_numbers(asked: RecordingRequest, signal: Samples) -> list[Recording]:
+    if asked.sfreq is None or asked.unit is None or asked.ch_names is None:
+        name = next(name for name in ("sfreq", "unit", "ch_names") if getattr(asked, name) is None)
+        raise InputError(f"{name!r} is needed: numbers alone do not say what they are", param=name)
+    if signal.ndim not in (2, 3) or not signal.size:
+        raise InputError(
+            f"a signal has channels and samples, or trials of them, not the shape {list(signal.shape)}", param="signal"
+        )
+    trials = signal[None] if signal.ndim == 2 else signal
+    if len(trials) > MAX_INPUTS:
+        raise InputError(f"{len(trials)} trials are more than {MAX_INPUTS}", param="signal")
+    names = tuple(asked.ch_names)
+    return [Recording(trial, asked.sfreq, names, asked.unit, asked.ch_pos_mm) for trial in trials]
+
+
+def _array(nested: list[Any]) -> Samples:
+    try:
+        found = np.array(nested)
+        if found.dtype.kind not in "fiu":
+            raise ValueError("it holds what is no number")
+        return found.astype(np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"the signal is no rectangular array of numbers: {reason}", param="signal") from error
+
+
+def _npy(file: bytes) -> Samples:
+    """Its header is looked at before anything is allocated: it may claim any size."""
+    stream = io.BytesIO(file)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
+        if dtype.kind not in "fiu":
+            raise ValueError(f"it holds {dtype}, which are no numbers")
+        if math.prod(shape) * dtype.itemsize != len(file) - stream.tell():
+            raise ValueError(f"{list(shape)} of {dtype} are not the bytes that follow")
+        stream.seek(0)
+        return np.asarray(np.load(stream, allow_pickle=False), np.float64)
+    except Exception as error:  # whatever a hostile header provokes in numpy
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"this is no .npy file that can be read: {reason}", param="file") from error
+
+
+async def _as_json(request: Request) -> Request:
+    """Raises InputError for a form that cannot be read, or of other parts."""
+    try:
+        parser = _InMemory(request.headers, request.stream(), max_files=1, max_fields=1, max_part_size=MAX_REQUEST)
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:  # KeyError: it says nothing of its boundary
+        raise InputError(f"the form cannot be read: {getattr(error, 'message', error)}", param="file") from error
+    try:
+        asked, file = form.get("request"), form.get("file")
+        if set(form) != {"request", "file"} or not isinstance(asked, str) or not isinstance(file, UploadFile):
+            raise InputError("a form has two parts: 'request', JSON, and 'file', a recording", param="file")
+        changed = with_json(request, asked.encode())
+        changed.scope[_FILE] = await file.read()
+        return changed
+    finally:
+        await form.close()

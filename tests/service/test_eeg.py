@@ -1,0 +1,375 @@
+"""/v1/eeg: a recording is answered as the model answers what was made of it, and what is wrong with one is said."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests import pico
+from tests.service.eeg import (
+    NAMES,
+    NUMBERS,
+    PATIENT,
+    RATE,
+    TRAINED,
+    ask,
+    classifier,
+    edf_bytes,
+    encoder,
+    npy_bytes,
+    rows,
+    send,
+)
+from tests.service.serving import Serve, Served, assert_error, ok
+
+from patchbay.backbone import Backbone
+from patchbay.compress.reconstruct import reconstruct
+from patchbay.models.neuript import NeurIPTForEEGClassification, NeurIPTModel
+from patchbay.models.neuript.preprocess import windows
+from patchbay.models.neuript.recording import Recording
+from patchbay.models.neuript.steps import Steps
+from patchbay.models.signals import signal_batch
+
+TWO = {"window_s": 2.0, "reject": False}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The encoder, and for each fine-tune its delta and what the delta stands for, as a folder."""
+    made = tmp_path_factory.mktemp("eeg")
+    found = {"base": encoder(made / "base")}
+    for name in TRAINED:
+        found[name] = classifier(found["base"], name, made / name)
+        found[f"{name} whole"] = made / f"{name}-whole"
+        reconstruct(found[name], found["base"], found[f"{name} whole"])
+    return found
+
+
+@pytest.fixture
+def served(serve: Serve, folders: dict[str, Path]) -> Served:
+    found = serve(Backbone.load(folders["base"]))
+    for name in TRAINED:
+        found.upload(name, folders[name])
+    return found
+
+
+@pytest.fixture
+def labelled(serve: Serve, delta_file: Callable[..., Path]) -> Served:
+    """A classifier as the base, and a fine-tune whose head is merged with its."""
+    found = serve("neuript")
+    found.upload("math", delta_file("neuript", 1))
+    return found
+
+
+def expected(folder: Path, signal: np.ndarray, steps: Steps, starts: list[float] | None = None) -> torch.Tensor:
+    """Probabilities of every window, by transformers alone."""
+    model = NeurIPTForEEGClassification.from_pretrained(folder)
+    cut = windows(Recording(signal, RATE, tuple(NAMES), "uV"), steps, starts)
+    with torch.inference_mode():
+        return torch.softmax(model(**signal_batch(cut.inputs)).logits, 1)
+
+
+def probabilities(body: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor([list(row["probabilities"].values()) for row in body["data"]])
+
+
+def test_every_window_is_answered_as_the_delta_was_trained(served: Served, folders: dict[str, Path]) -> None:
+    body = ok(ask(served, model="left"))
+    assert [(row["t0"], row["t1"]) for row in body["data"]] == [(0.5 * n, 0.5 * n + 1) for n in range(7)]
+    wanted = expected(folders["left whole"], rows(), TRAINED["left"])
+    torch.testing.assert_close(probabilities(body), wanted, atol=1e-5, rtol=0)
+    assert [row["label"] for row in body["data"]] == [["rest", "left", "feet"][row.argmax()] for row in wanted]
+    mean = dict(zip(["rest", "left", "feet"], wanted.mean(0).tolist(), strict=True))
+    assert body["recording"]["probabilities"] == pytest.approx(mean, abs=1e-5)
+    assert body["recording"]["label"] == max(mean, key=lambda label: mean[label])
+
+
+def test_what_was_done_is_said(served: Served) -> None:
+    loud = rows()
+    loud[0, 250:260] += 1000
+    body = ok(ask(served, model="right", signal=loud.tolist(), reject=True, line_freq=25 * 2, reference="average"))
+    told = body["preprocessing"]
+    assert told["window_s"] == told["stride_s"] == 2.0
+    assert told["done"] == [
+        "to microvolts from uV",
+        "band-pass 0.1 to 30 Hz (Butterworth, order 4, both ways)",
+        "referenced to the average of all channels",
+        "resampled from 100 to 64 Hz",
+        "A-law companded (A = 0.25)",
+    ], "no notch where the rate is too low for the mains"
+    assert told["positions_mm"]["C3"] == pytest.approx([-65.4, -11.6, 64.4], abs=0.05)
+    assert [row["t0"] for row in body["data"]] + [row["t0"] for row in told["rejected"]] == [0.0, 2.0]
+    assert told["rejected"][0]["reason"] == "over 100 uV"
+    left = ok(ask(served, model="left"))
+    assert left["preprocessing"]["dropped"] == {"Fp1": "not asked for"} and left["recording"]["channels"] == [
+        "C3",
+        "O1",
+    ]
+    assert (left["recording"]["seconds"], left["recording"]["sfreq"], left["recording"]["windows"]) == (4.0, RATE, 7)
+
+
+@pytest.mark.parametrize("make", [edf_bytes, npy_bytes])
+def test_a_file_is_the_same_recording(served: Served, make: Callable[[np.ndarray], bytes]) -> None:
+    more = {"sfreq": RATE, "unit": "uV", "ch_names": NAMES} if make is npy_bytes else {}
+    found, plain = ok(send(served, make(rows()), model="left", **more)), ok(ask(served, model="left"))
+    torch.testing.assert_close(probabilities(found), probabilities(plain), atol=2e-3, rtol=0)
+    assert [row["t0"] for row in found["data"]] == [row["t0"] for row in plain["data"]]
+
+
+def test_trials_are_recordings_of_their_own(served: Served) -> None:
+    trials = np.stack([rows(seed=1), rows(seed=2)])
+    body = ok(ask(served, model="right", signal=trials.tolist()))
+    assert [(row["index"], row["trial"], row["t0"]) for row in body["data"]] == [
+        (0, 0, 0.0),
+        (1, 0, 2.0),
+        (2, 1, 0.0),
+        (3, 1, 2.0),
+    ]
+    alone = [probabilities(ok(ask(served, model="right", signal=trial.tolist()))) for trial in trials]
+    torch.testing.assert_close(probabilities(body), torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_windows_at_events(served: Served, folders: dict[str, Path]) -> None:
+    body = ok(ask(served, model="right", onsets=[1.5, 0.25, 3.9]))
+    assert [row["t0"] for row in body["data"]] == [1.5, 0.25]
+    assert body["preprocessing"]["rejected"] == [{"t0": 3.90625, "reason": "not within the recording"}]
+    wanted = expected(folders["right whole"], rows(), TRAINED["right"], [1.5, 0.25])
+    torch.testing.assert_close(probabilities(body), wanted, atol=1e-5, rtol=0)
+
+
+def test_positions_of_channels_that_no_system_knows(served: Served) -> None:
+    named = {"ch_names": ["C3", "O1", "E7"], "ch_pos_mm": {"E7": [-29.4, 83.9, -7.0]}}
+    found = ok(ask(served, model="right", **named))
+    assert found["preprocessing"]["positions_mm"]["E7"] == [-29.4, 83.9, -7.0]
+    known = {"ch_names": ["C3", "O1", "Fp1"]}
+    torch.testing.assert_close(
+        probabilities(found), probabilities(ok(ask(served, model="right", **known))), atol=1e-2, rtol=0
+    )
+
+
+def test_half_of_a_delta_and_merges(labelled: Served) -> None:
+    signal = {"window_s": 2.0, "reject": False}
+    base, half, whole = (
+        probabilities(ok(ask(labelled, model=model, **signal))) for model in ("base", "0.5*math", "math")
+    )
+    assert not torch.allclose(base, half, atol=1e-4) and not torch.allclose(half, whole, atol=1e-4)
+    zero = probabilities(ok(ask(labelled, model="0*math", **TWO)))
+    torch.testing.assert_close(zero, base, atol=1e-6, rtol=0)
+
+
+def test_two_subjects_are_merged(served: Served) -> None:
+    recipe = {"method": "neuromerging", "terms": [{"delta": "left"}, {"delta": "right"}]}
+    body = ok(ask(served, model="base", patch=recipe, head="right"))
+    assert set(body["data"][0]["probabilities"]) == {"rest", "right", "feet"} and len(body["data"]) == 2
+    assert not torch.allclose(probabilities(body), probabilities(ok(ask(served, model="right"))), atol=1e-4)
+    message = assert_error(ask(served, model="neuromerging(left, right)"), 422, "invalid_input", "head")
+    assert "'left' and 'right' were trained on other windows or channels" in message
+
+
+def test_vectors(served: Served, folders: dict[str, Path]) -> None:
+    body = ok(ask(served, "embed", model="base", **TWO))
+    cut = windows(Recording(rows(), RATE, tuple(NAMES), "uV"), Steps(window_seconds=2.0, rejects=False))
+    with torch.inference_mode():
+        hidden = NeurIPTModel.from_pretrained(folders["base"])(**signal_batch(cut.inputs)).last_hidden_state
+    wanted = torch.nn.functional.normalize(hidden.mean((1, 2)), dim=-1)
+    found = torch.tensor([row["embedding"] for row in body["data"]])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    packed = ok(send(served, edf_bytes(rows()), "embed", model="left", encoding_format="base64"))
+    assert len(base64.b64decode(packed["data"][0]["embedding"])) == 4 * found.shape[1] and len(packed["data"]) == 7
+
+
+def test_requests_that_share_batches_are_answered_as_alone(served: Served) -> None:
+    asked = [(model, seed) for seed in range(6) for model in ("left", "right", "0.3*left", "-right")]
+
+    def one(pair: tuple[str, int]) -> torch.Tensor:
+        return probabilities(ok(ask(served, model=pair[0], signal=rows(seed=pair[1]).tolist())))
+
+    alone = list(map(one, asked))
+    with ThreadPoolExecutor(8) as threads:
+        for found, wanted in zip(threads.map(one, asked), alone, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_nothing_of_the_patient_is_kept(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[object] = []
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *args, **more: opened.append(args) or real(*args, **more))
+    file = edf_bytes(np.tile(rows(), 2000))
+    assert PATIENT.encode() in file and len(file) > 4 << 20
+    with caplog.at_level(logging.DEBUG):
+        answers = [send(served, file, model="left", onsets=[0.0]), send(served, file, model="nobody")]
+        answers += [send(served, file, model="left", unit="V"), send(served, file, model="left", sfreq=3)]
+    assert [answer.status_code for answer in answers] == [200, 404, 422, 422]
+    assert PATIENT not in caplog.text and all(PATIENT not in answer.text for answer in answers)
+    assert not opened, "no part of it lay on a disk"
+    assert not any(PATIENT.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def with_nan() -> list[list[float | None]]:
+    found = rows().tolist()
+    found[1][7] = float("nan")
+    return found
+
+
+LONG = {"signal": np.zeros((3, 400)).tolist()}
+# What is wrong -> what is asked beside a good recording, the field that is named, and what is said.
+WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "no unit": ({"unit": None}, "unit", "'unit' is needed"),
+    "no rate": ({"sfreq": None}, "sfreq", "'sfreq' is needed"),
+    "no names": ({"ch_names": None}, "ch_names", "'ch_names' is needed"),
+    "no signal": ({"signal": None}, "signal", "send a signal, or a form with a file"),
+    "another unit": ({"unit": "nV"}, "unit", "Input should be 'uV', 'mV' or 'V'"),
+    "uV that are V": ({"unit": "V"}, "unit", "as 'uV' it would be EEG"),
+    "V that are uV": ({"signal": (rows() * 1e-6).tolist()}, "unit", "as 'V' it would be EEG"),
+    "no EEG at all": ({"signal": (rows() * 1e9).tolist()}, "unit", "1e-9 times as much would be EEG"),
+    "a rate that is too low": ({"sfreq": 10}, "sfreq", "a rate of 10 Hz is below 40"),
+    "a rate of none": ({"sfreq": 0}, "sfreq", "greater than 0"),
+    "a rate in words": ({"sfreq": "100"}, "sfreq", "valid number"),
+    "a misspelt channel": ({"ch_names": ["Fp1", "C3", "O11"]}, "ch_names", "did you mean O1"),
+    "a channel of nobody's": ({"ch_names": ["Fp1", "C3", "E7"]}, "ch_names", "no position is known for channel 'E7'"),
+    "a channel twice": ({"ch_names": ["Fp1", "T7", "T3"]}, "ch_names", "channel 'T7' is there twice"),
+    "too few names": ({"ch_names": ["Fp1", "C3"]}, "ch_names", "3 channels have 2 names"),
+    "no EEG by name": ({"ch_names": ["EMG", "ECG", "EOG"]}, "ch_names", "no channel is EEG by its name"),
+    "a name that is empty": ({"ch_names": ["Fp1", "C3", ""]}, "ch_names.2", "at least 1 character"),
+    "NaN": ({"signal": with_nan()}, "signal", "channel 'C3' has NaN or infinity at sample 7"),
+    "flat": ({"signal": np.full((3, 400), 7.0).tolist()}, "signal", "the recording is flat"),
+    "one dimension": ({"signal": [1.0, 2.0]}, "signal", "not the shape [2]"),
+    "rows that differ": ({"signal": [[1.0, 2.0], [1.0]]}, "signal", "no rectangular array of numbers"),
+    "words": ({"signal": [["a", "b"]]}, "signal", "no rectangular array of numbers"),
+    "nothing": ({"signal": []}, "signal", "not the shape [0]"),
+    "too short": ({"signal": rows(1.0).tolist()}, "window_s", "the recording has 1 s and a window 2"),
+    "a window of none": ({"window_s": 0}, "window_s", "greater than or equal to"),
+    "a window of an hour": ({"window_s": 3600}, "window_s", "less than or equal to 120"),
+    "a stride of none": ({"stride_s": -1}, "stride_s", "greater than or equal to"),
+    "another reference": ({"reference": "ears"}, "reference", "'recorded' or 'average'"),
+    "the mains at 500": ({"line_freq": 500}, "line_freq", "less than or equal to 70"),
+    "onsets in words": ({"onsets": ["soon"]}, "onsets.0", "valid number"),
+    "onsets that are over": ({"onsets": [99.0]}, "reject", "not within the recording"),
+    "all too loud": ({"signal": (rows() * 9).tolist(), "reject": True}, "reject", "(over 100 uV)"),
+    "a position in two numbers": ({"ch_pos_mm": {"E7": [1, 2]}}, "ch_pos_mm.2", "Field required"),
+    "a field of nobody's": ({"montage": "10-20"}, "montage", "Extra inputs are not permitted"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_said(served: Served, what: str) -> None:
+    changes, param, words = WRONG[what]
+    body = {"model": "right", "signal": rows().tolist(), **NUMBERS, **changes}
+    content = json.dumps({name: value for name, value in body.items() if value is not None})
+    answer = served.post("/v1/eeg/classify", content=content, headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and error["type"] == "invalid_request_error", answer.text
+    assert words in error["message"] and error["param"] == param, error
+    assert "Traceback" not in error["message"] and len(error["message"]) < 400
+
+
+FILES: dict[str, tuple[bytes, dict[str, Any], str | None, str]] = {
+    "nothing": (b"", {}, "file", "this is no EDF or BDF file"),
+    "a text": (b"hello", {}, "file", "this is no EDF or BDF file"),
+    "a header alone": (edf_bytes(rows())[:256], {}, "file", "this is no EDF or BDF file"),
+    "a header cut off": (edf_bytes(rows())[:300], {}, "file", "this is no EDF or BDF file"),
+    "a pickle": (b"\x80\x04K\x01.", {}, "file", "this is no EDF or BDF file"),
+    "an EDF with a rate": (edf_bytes(rows()), {"sfreq": 100}, "sfreq", "leave 'sfreq' out"),
+    "an EDF with names": (edf_bytes(rows()), {"ch_names": NAMES}, "ch_names", "leave 'ch_names' out"),
+    "an EDF and a signal": (edf_bytes(rows()), {"signal": [[1.0]]}, "signal", "leave the signal out"),
+    "an EDF in ohms": (edf_bytes(rows(), physical_dimension="Ohm"), {}, "unit", "'Ohm' by its file"),
+    "an EDF in V by mistake": (edf_bytes(rows(), physical_dimension="V"), {}, "unit", "which no EEG does"),
+    "an npy without a unit": (npy_bytes(rows()), {"sfreq": 100, "ch_names": NAMES}, "unit", "'unit' is needed"),
+    "an npy of objects": (npy_bytes(np.array([{}, {}])), NUMBERS, "file", "which are no numbers"),
+    "an npy of words": (npy_bytes(np.array([["a", "b"]])), NUMBERS, "file", "which are no numbers"),
+    "an npy cut off": (npy_bytes(rows())[:-9], NUMBERS, "file", "are not the bytes that follow"),
+    "an npy header alone": (npy_bytes(rows())[:40], NUMBERS, "file", "no .npy file that can be read"),
+    "an npy of one axis": (npy_bytes(rows()[0]), NUMBERS, "signal", "not the shape [400]"),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_what_is_wrong_with_a_file_is_said(served: Served, what: str) -> None:
+    file, body, param, words = FILES[what]
+    message = assert_error(send(served, file, model="right", **body), 422, "invalid_input", param)
+    assert words in message, message
+
+
+def test_an_npy_that_claims_a_terabyte(served: Served) -> None:
+    real = npy_bytes(rows())
+    claimed = real.replace(b"(3, 400)", b"(3, 9**9)")[: len(real)].replace(b"9**9", b"9999999999999")
+    assert_error(send(served, claimed, model="right", **NUMBERS), 422, "invalid_input", "file")
+
+
+def test_forms_of_other_parts(served: Served) -> None:
+    asked = (None, json.dumps({"model": "right"}), "application/json")
+    file = ("x.edf", edf_bytes(rows()), "application/octet-stream")
+    for parts in ({"file": file}, {"request": asked}, {"request": asked, "edf": file}, {"request": file, "file": file}):
+        answer = served.client.post("/v1/eeg/classify", files=parts)
+        assert_error(answer, 422, "invalid_input", "file")
+    broken = served.client.post(
+        "/v1/eeg/classify", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
+    )
+    assert "the form cannot be read" in assert_error(broken, 422, "invalid_input", "file")
+    twice = {"request": (None, '{"model": "right", "model": "left"}'), "file": file}
+    assert "'model' is given twice" in assert_error(
+        served.client.post("/v1/eeg/classify", files=twice), 422, "invalid_request"
+    )
+    plain = served.client.post("/v1/eeg/classify", content=b"x", headers={"content-type": "text/plain"})
+    assert "send application/json or multipart/form-data" in assert_error(plain, 422, "invalid_request", "body")
+
+
+def test_recordings_have_a_bound_of_their_own(serve: Serve, folders: dict[str, Path]) -> None:
+    served = serve(Backbone.load(folders["base"]), max_body_bytes=1000, max_recording_bytes=20_000)
+    assert ok(send(served, edf_bytes(rows()), "embed", model="base", **TWO))["data"]
+    assert_error(send(served, edf_bytes(np.tile(rows(), 20)), "embed", model="base", **TWO), 413, "body_too_large")
+
+
+def test_a_base_that_reads_no_recordings(vit: Served) -> None:
+    assert "does not read recordings" in assert_error(ask(vit, model="base"), 400, "unsupported_task", "model")
+
+
+def test_a_base_without_a_head(served: Served) -> None:
+    assert_error(ask(served, model="base", **TWO), 422, "ambiguous_head", "head")
+
+
+def test_recordings_are_not_for_the_other_routes(labelled: Served) -> None:
+    answer = labelled.post("/v1/classify", {"model": "math", "input": "the cat"})
+    assert "send them to /v1/eeg" in assert_error(answer, 422, "invalid_input", "input")
+
+
+def test_more_windows_than_an_answer_has(labelled: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"model": "math", "window_s": 1, "stride_s": 0.125, "reject": False}
+    monkeypatch.setattr("patchbay_server.eeg.MAX_INPUTS", 10)
+    message = assert_error(ask(labelled, **asked), 422, "invalid_input", "stride_s")
+    assert "25 windows are more than 10" in message
+    monkeypatch.setattr("patchbay.models.neuript.preprocess.MOST_SAMPLES", 4000)
+    message = assert_error(ask(labelled, **asked), 422, "invalid_input", "stride_s")
+    assert "25 windows of 3 channels and 64 samples are too many to hold" in message
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"window_seconds": 1e9}, "preprocessing.window_seconds: Input should be less than or equal to 120"),
+        ({"band_hz": [30, 1]}, "a band from 30 to 1 Hz is none"),
+        ({"run": "this"}, "preprocessing.run"),
+    ],
+)
+def test_what_a_delta_says_of_itself_is_checked(
+    served: Served, folders: dict[str, Path], tmp_path: Path, told: dict[str, Any], words: str
+) -> None:
+    """It came from outside."""
+    odd = tmp_path / "odd"
+    shutil.copytree(folders["left"].parent, odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"preprocessing": told}))
+    served.upload("odd", pico.delta_file(folders["base"], odd, tmp_path / "delta", density=0.3))
+    assert words in assert_error(ask(served, model="odd"), 422, "invalid_input", "preprocessing")
