@@ -13,7 +13,7 @@ from patchbay.models.neuript.montage import Montage
 from patchbay.models.neuript.preprocess import Windows
 from patchbay.models.neuript.steps import RATE, Steps
 from patchbay.training.examples import PARTS, Examples, Parts, Split, classes_of, examples, split
-from patchbay.training.labels import by_annotations
+from patchbay.training.labels import Marks, Span, by_annotations
 from patchbay.training.windows import Source
 
 STEPS = Steps(window_seconds=2.0, rejects=False)
@@ -37,6 +37,13 @@ def test_windows_have_the_class_of_what_they_are_cut_from(tmp_path: Path) -> Non
     assert found.labels == ("left",) * 5 + ("right",) * 2
     assert found.source.windows.starts == (10, 12, 14, 16, 18, 20, 22)
     assert classes_of([found]) == ("left", "right")
+
+
+def test_channels_that_a_file_calls_otherwise(tmp_path: Path) -> None:
+    names = {"EEG Fp1-REF": "Pz", "EEG Oz-REF": "Cz"}
+    span = Marks("x", (Span(0.0, None, "a"),), names=names)
+    (found,) = examples([write_edf(tmp_path / "x.edf", channels=2)], lambda *_: span, STEPS)
+    assert [channel.name for channel in found.source.windows.montage.channels] == ["Pz", "Fp2"]
 
 
 def test_a_window_that_is_rejected_has_no_class_either(tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def _of_file(path: Path, rule: Rule, steps: Steps) -> Examples | None:
     places = starts_of(marks.spans, opened.recording.seconds, steps)
     if not places:
         return None
-    cut = windows(opened.recording, steps, [place / RATE for place in places])
+    names = tuple(marks.names.get(name, name) for name in opened.recording.names)
+    cut = windows(replace(opened.recording, names=names), steps, [place / RATE for place in places])
     labels = tuple(places[round(start * RATE)] for start in cut.starts)
     return Examples(Source(path, cut), labels, marks.subject, marks.part)
 

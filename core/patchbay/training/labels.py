@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from patchbay.errors import InputError
@@ -26,11 +26,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Of one recording. `part`: train, validation or test, where the data set says which."""
+    """Of one recording. `part`: train, validation or test, where the data set says which. `names`: what the file calls
+    a channel -> its name, where that is another.
+    """
 
     subject: str
     spans: tuple[Span, ...]
     part: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 Rule = Callable[[Path, Opened], Marks | None]  # None: the recording is not of the data set

@@ -23,16 +23,28 @@ from patchbay_server.commands.recordings import (
 )
 
 if TYPE_CHECKING:
+    from patchbay.models.neuript.steps import Steps
     from patchbay.training.examples import Split
     from patchbay.training.finetune import Outcome, Progress
     from patchbay.training.labels import Rule
     from patchbay.training.metrics import Metrics
 
 
+FIXED = (  # by a preset, which they cannot be given beside
+    *("labels", "classes", "window_seconds", "stride_seconds", "onset", "channels", "bipolar", "average_reference"),
+    *("line_hz", "split", "test", "validation"),
+)
+
+
 def finetune(
+    context: typer.Context,
     base: Annotated[Path, typer.Option(metavar="FOLDER", help="A pre-trained NeurIPT.")],
     data: DataOption,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the classifier goes.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A data set of the paper: labels, channels, windows and parts are its own."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A table: file, label, and onset, duration, subject, part."),
@@ -79,13 +91,15 @@ def finetune(
 
     _check_extra()
     silence_libraries()
-    timing = {"stride_seconds": stride_seconds, "onset_seconds": onset, "rejects": False}
-    steps = to_steps(window_seconds, channels, bipolar, average_reference, line_hz, **timing)
-    how = _split(split, validation, test)
     options = Options(epochs=0 if frozen else epochs, batch_size=batch_size, highest_rate=rate, seed=seed)
+    if preset is None:
+        timing = {"stride_seconds": stride_seconds, "onset_seconds": onset, "rejects": False}
+        steps = to_steps(window_seconds, channels, bipolar, average_reference, line_hz, **timing)
+        how, rule, files = _split(split, validation, test), _rule(data, labels, classes or []), files_in(data)
+    else:
+        steps, how, rule, files = _of_preset(preset, data, context)
     with progress("recordings") as update:
-        rule = _rule(data, labels, classes or [])
-        found = examples(files_in(data), rule, steps, lambda path, number, of: update(number, of, path.name))
+        found = examples(files, rule, steps, lambda path, number, of: update(number, of, path.name))
     parts = divide(found, how)
     with progress("fine-tuning") as update:
 
@@ -96,6 +110,20 @@ def finetune(
     if plot is not None:
         _draw(outcome, plot)
     _print(outcome, out, as_json=as_json)
+
+
+def _of_preset(name: str, data: Path, context: typer.Context) -> tuple[Steps, Split, Rule, list[Path]]:
+    """Raises InputError for an option that it fixes."""
+    from patchbay.errors import InputError
+    from patchbay.training.presets import preset_called
+
+    found = preset_called(name)
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in FIXED and source is not None and source.name != "DEFAULT":
+            written = option.opts[0]
+            raise InputError(f"{written} is fixed by --preset {name}: leave one of them out", param=option.name)
+    return found.steps, found.split, found.rule(data), found.recordings(data)
 
 
 def _check_extra() -> None:

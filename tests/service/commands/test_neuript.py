@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.training.layouts import write_mental_arithmetic
 from tests.training.recordings import write_edf, write_marked, write_npz
 from typer.testing import CliRunner
 
 from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTForPreTraining
 from patchbay.models.neuript.steps import Steps
+from patchbay.training.examples import PARTS
+from patchbay.training.presets import PRESETS
 from patchbay_server.cli import app
 
 
@@ -120,9 +123,41 @@ def test_a_classifier_from_a_table(base: Path, data: Path, tmp_path: Path) -> No
     assert list(scores) == ["majority", "band power + LDA", "head alone"]
 
 
+def test_a_classifier_from_a_preset(base: Path, tmp_path: Path) -> None:
+    write_mental_arithmetic(tmp_path / "data")
+    asked = ["--preset", "mental-arithmetic", "--base", base, "--data", tmp_path / "data", "--out", tmp_path / "model"]
+    code, out, err = run(*asked, "--frozen", "--seed", 1, "--json", command="finetune")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["classes"] == ["rest", "stress"] and told["windows"] == dict.fromkeys(PARTS, 8)
+    model = NeurIPTForEEGClassification.from_pretrained(tmp_path / "model")
+    assert Steps.of(model.config.preprocessing) == PRESETS["mental-arithmetic"].steps
+
+
+def test_a_preset_of_other_files(base: Path, marked: Path, tmp_path: Path) -> None:
+    asked = ["--preset", "tuab", "--base", base, "--data", marked, "--out", tmp_path / "model"]
+    code, _, err = run(*asked, command="finetune")
+    assert code != 0 and "has no recording of tuab: they are like edf/train/abnormal/" in err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *(["--labels", "x.csv"], ["--class", "a=b"], ["--window-seconds", "4"], ["--stride-seconds", "1"]),
+        *(["--onset", "0"], ["--channels", "C3"], ["--bipolar"], ["--average-reference"], ["--line-hz", "50"]),
+        *(["--split", "chronological"], ["--test", "0.3"], ["--validation", "0.15"]),
+    ],
+)
+def test_what_a_preset_fixes(base: Path, tmp_path: Path, more: list[str]) -> None:
+    asked = ["--preset", "tuab", "--base", base, "--data", tmp_path, "--out", tmp_path / "model", *more]
+    code, _, err = run(*asked, command="finetune")
+    assert code != 0 and f"{more[0]} is fixed by --preset tuab: leave one of them out" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--preset", "tuap"], "'tuap' is no preset: mental-arithmetic, mumtaz2016"),
         (["--class", "T1"], "--class 'T1' is not TEXT=CLASS"),
         (["--labels", "/nowhere.csv"], "/nowhere.csv cannot be read"),
         (["--labels", "/nowhere.csv", "--class", "a=b"], "give one of them"),
