@@ -151,3 +151,8 @@ def test_it_learns_what_is_in_the_signal() -> None:
         output.loss.backward()
         optimiser.step()
     assert float((output.logits.argmax(1) == labels).float().mean()) >= 0.875
+
+
+def test_one_label_is_no_classifier() -> None:
+    with pytest.raises(ValueError, match="two labels or more, not 1"):
+        NeurIPTForEEGClassification(NeurIPTConfig.of_size("test", num_labels=1))

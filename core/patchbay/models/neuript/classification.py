@@ -33,7 +33,10 @@ class NeurIPTForEEGClassification(NeurIPTPreTrainedModel):  # type: ignore[no-un
         super().__init__(config)
         self.neuript = NeurIPTModel(config)
         width = config.num_pooled_levels * NUM_LOBES * config.hidden_size
-        outputs = 1 if config.num_labels == 2 else int(config.num_labels or 0)
+        labels = int(config.num_labels or 0)
+        if labels < 2:
+            raise ValueError(f"a classifier has two labels or more, not {labels}")
+        outputs = 1 if labels == 2 else labels
         hidden: int = config.head_size
         self.classifier = (
             nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, outputs))

@@ -1,0 +1,198 @@
+"""NeurIPT in the manner of braindecode's models: windows in volts in, logits out, channels as MNE describes them.
+
+Knows nothing of braindecode itself, of filters and of files.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from patchbay.errors import InputError
+from patchbay.models.neuript.classification import NeurIPTForEEGClassification
+from patchbay.models.neuript.companding import compand
+from patchbay.models.neuript.montage import Montage, Position, electrodes_of
+from patchbay.models.neuript.recording import MICROVOLTS, PLAUSIBLE_UV, is_eeg
+from patchbay.models.neuript.steps import RATE, Steps
+
+UV_PER_VOLT = MICROVOLTS["V"]
+LOUDEST_V = 10 * PLAUSIBLE_UV[1] / UV_PER_VOLT  # a window may be one artefact, which a recording is not
+FARTHEST_M = 0.3
+# The nasion and the points before the ears, in the frame of electrodes.json. MNE's head frame has its origin between
+# the ears: without the step from one to the other, an electrode would be 5 cm from its place.
+NASION = np.array((1.468, 85.067, -34.836))
+LEFT_EAR = np.array((-80.616, -29.089, -41.311))
+RIGHT_EAR = np.array((84.363, -28.503, -41.277))
+
+ChsInfo = Sequence[Mapping[str, Any]]
+
+
+class BraindecodeModel(nn.Module):
+    """Its parameters are those of `model`, which is not copied: `model.save_pretrained` writes the ordinary folder."""
+
+    def __init__(self, model: NeurIPTForEEGClassification, chs_info: ChsInfo, n_times: int) -> None:
+        super().__init__()
+        self.model = model
+        self.chs_info = list(chs_info)
+        self.n_times = n_times
+        montage = montage_of(chs_info)
+        # Not buffers: `bfloat16()` would round millimetres.
+        self._positions, self._lobes = montage.positions, montage.lobes
+
+    @property
+    def n_outputs(self) -> int:
+        return int(self.model.config.num_labels or 0)
+
+    @property
+    def n_chans(self) -> int:
+        return len(self.chs_info)
+
+    @property
+    def sfreq(self) -> float:
+        return float(RATE)
+
+    @property
+    def input_window_seconds(self) -> float:
+        return self.n_times / RATE
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return 1, self.n_chans, self.n_times
+
+    def get_output_shape(self) -> tuple[int, ...]:
+        return 1, self.n_outputs
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> Any:
+        """Of `x` [B, n_chans, T] in volts, T being n_times or any other length: logits [B, n_outputs], or
+        {"features": [B, levels * 5 * width], what the head reads, "cls_token": None}.
+
+        Raises InputError for another shape; warns where x cannot be in volts.
+        """
+        signal = compand(self._checked(x).float() * UV_PER_VOLT)
+        positions, lobes = (each.to(x.device).expand(len(x), -1, -1) for each in (self._positions, self._lobes))
+        if not return_features:
+            return self.model(signal, positions, lobes).logits
+        levels = self.model.neuript(signal, positions).hidden_states
+        return {"features": self.model.features(levels, lobes), "cls_token": None}
+
+    def reset_head(self, n_outputs: int) -> None:
+        """A new head of the same kind, with random weights; names and priors of the old classes are forgotten.
+
+        Optimisers made before hold the old head. Raises InputError for fewer than two outputs.
+        """
+        if n_outputs < 2:
+            raise InputError(f"{n_outputs} outputs are no classes: give 2 or more", param="n_outputs")
+        old = self.model.classifier
+        head = _like(old, 1 if n_outputs == 2 else n_outputs)
+        for layer in head.modules():
+            self.model._init_weights(layer)
+        self.model.classifier = head.to(next(old.parameters()))
+        config = self.model.config
+        config.id2label = {number: f"LABEL_{number}" for number in range(n_outputs)}
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        config.label_priors = None
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 3 or x.shape[1] != self.n_chans or not x.numel():
+            wanted = f"[batch, {self.n_chans}, {self.n_times}]"
+            raise InputError(f"x has the shape {list(x.shape)}, and is to have {wanted}", param="x")
+        typical = 0.0 if torch.compiler.is_compiling() else float(x.detach().float().abs().median())
+        if typical > LOUDEST_V:
+            text = f"x is typically {typical:.3g} V, which no EEG is: give volts, as MNE does (1 uV is 1e-6)"
+            warnings.warn(text, stacklevel=3)
+        return x
+
+
+def as_braindecode(
+    model: NeurIPTForEEGClassification,
+    *,
+    chs_info: ChsInfo,
+    sfreq: float,
+    n_times: int | None = None,
+    input_window_seconds: float | None = None,
+) -> BraindecodeModel:
+    """`model` as braindecode's loops call theirs: x [B, n_chans, n_times] in volts, as MNE has it, at `sfreq`.
+
+    Windows are scaled to microvolts and companded, and nothing else: a window that is filtered alone differs from the
+    same stretch of a filtered recording. So recordings are filtered and resampled to 64 Hz before they are cut, with
+    MNE's raw.filter(.1, 30, method="iir").resample(64, method="polyphase"), which is what `windows` does to hundredths
+    of a microvolt. What the config has under `preprocessing` of references, pairs and the mains is done to them too.
+    In training, braindecode's losses leave out the one that balances the experts.
+
+    `chs_info`: MNE's info["chs"], of which `ch_name` says where a channel is, or, where the 10-05 system has no such
+    name, `loc`. Of `n_times` and `input_window_seconds` one is enough. Raises InputError for another rate, for two
+    lengths that differ, for a channel that is no EEG and for one without a place.
+    """
+    if sfreq != RATE:
+        low, high = Steps.of(model.config.preprocessing or {}).band_hz
+        raise InputError(
+            f"the model reads {RATE} Hz, and sfreq is {sfreq:g}: resample the recordings first, with MNE's "
+            f"raw.filter({low:g}, {high:g}, method='iir').resample({RATE}, method='polyphase')",
+            param="sfreq",
+        )
+    return BraindecodeModel(model, chs_info, _length(n_times, input_window_seconds))
+
+
+def montage_of(chs_info: ChsInfo) -> Montage:
+    """Of MNE's channels. Raises InputError, with the channel's name."""
+    if not chs_info:
+        raise InputError("there is no channel: give MNE's info['chs']", param="chs_info")
+    own: dict[str, Position] = {}
+    for number, channel in enumerate(chs_info):
+        if not isinstance(channel.get("ch_name"), str):
+            raise InputError(f"channel {number} has no ch_name: give MNE's info['chs']", param="chs_info")
+        name = channel["ch_name"]
+        if not is_eeg(name):
+            raise InputError(f"channel {name!r} is no EEG by its name: leave it out, with raw.pick", param="chs_info")
+        if electrodes_of(name) is None:
+            own[name] = _place(name, channel.get("loc"))
+    return Montage.of([channel["ch_name"] for channel in chs_info], own)
+
+
+def _place(name: str, loc: Any) -> Position:
+    """In the montage's frame and millimetres, of metres in MNE's head frame: the x axis through both ears, the y axis
+    through the nasion.
+    """
+    head = np.ravel(np.asarray(loc, np.float64))[:3]
+    if len(head) < 3 or not np.isfinite(head).all() or not head.any():
+        raise InputError(
+            f"channel {name!r} has no place: the 10-05 system has no such name, and loc is empty. "
+            "Rename it with raw.rename_channels, or place it with raw.set_montage",
+            param="chs_info",
+        )
+    if np.linalg.norm(head) > FARTHEST_M:
+        raise InputError(f"channel {name!r} is on no head at {head.tolist()}: loc is in metres", param="chs_info")
+    right = (RIGHT_EAR - LEFT_EAR) / np.linalg.norm(RIGHT_EAR - LEFT_EAR)
+    origin = LEFT_EAR + (NASION - LEFT_EAR) @ right * right
+    front = (NASION - origin) / np.linalg.norm(NASION - origin)
+    x, y, z = (origin + 1e3 * head @ np.stack((right, front, np.cross(right, front)))).tolist()
+    return x, y, z
+
+
+def _length(n_times: int | None, seconds: float | None) -> int:
+    """In samples."""
+    if n_times is None and seconds is None:
+        raise InputError("how long a window is, is not given: give n_times or input_window_seconds", param="n_times")
+    if seconds is not None and not 0.5 / RATE < seconds < float("inf"):
+        raise InputError(f"a window of {seconds:g} s is none", param="input_window_seconds")
+    if n_times is not None and n_times < 1:
+        raise InputError(f"a window of {n_times} samples is none", param="n_times")
+    found = n_times if seconds is None else round(seconds * RATE)
+    if n_times is not None and n_times != found:
+        text = f"n_times is {n_times}, and {seconds:g} s at {RATE} Hz are {found} samples: give one of the two"
+        raise InputError(text, param="n_times")
+    assert found is not None
+    return found
+
+
+def _like(head: nn.Linear | nn.Sequential, outputs: int) -> nn.Linear | nn.Sequential:
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, outputs)
+    first, squash, last = head
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return nn.Sequential(nn.Linear(first.in_features, first.out_features), squash, nn.Linear(last.in_features, outputs))
