@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec soak clean
+.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -61,6 +61,9 @@ bench-serving: venv  ## many fine-tunes of one model, served in every way there 
 
 bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for each encoding
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.codec
+
+bench-eeg: venv  ## DATA=DIR of one subject of PhysioNet's motor data: half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.eeg --data $(DATA)
 
 soak: venv  ## a server under churn for MINUTES=30: its memory must stay flat, and nothing may fail; draws benchmarks/soak.png
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30) --plot benchmarks/soak.png

@@ -16,7 +16,6 @@ from typing import Any
 import httpx2
 import numpy as np
 import torch
-from rich.console import Console
 
 from benchmarks.systems.shapes import draw_delta
 from patchbay.backbone import Backbone
@@ -30,7 +29,7 @@ ROUNDS = 20
 DENSITY = 0.05
 
 
-def latencies(cache: Path, console: Console) -> Mapping[str, Any]:
+def latencies(cache: Path) -> Mapping[str, Any]:
     """Milliseconds. Weights and deltas are random: what a window costs does not depend on them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -44,7 +43,7 @@ def latencies(cache: Path, console: Console) -> Mapping[str, Any]:
             paced = _paced(url, models)
             pairs = [(_together(url, models, 1), _together(url, ["base"] * CLIENTS, 1)) for _ in range(ROUNDS)]
     ratios = [mixed / plain for mixed, plain in pairs]
-    found = {
+    return {
         "p50_ms": 1000 * statistics.median(paced),
         "p95_ms": 1000 * float(np.quantile(paced, 0.95)),
         "most_ms": 1000 * max(paced),
@@ -54,8 +53,6 @@ def latencies(cache: Path, console: Console) -> Mapping[str, Any]:
         "ratio": statistics.median(ratios),
         "ratio_spread": [min(ratios), max(ratios)],
     }
-    console.print(f"latency: {found}", highlight=False)
-    return found
 
 
 def _model(folder: Path) -> tuple[Path, list[Path]]:

@@ -1,4 +1,4 @@
-"""What is compared on recordings: labels, masks and spreads. What training gives is measured by the benchmark alone."""
+"""Masks and spreads. What training gives is measured by the benchmark alone."""
 
 from __future__ import annotations
 
@@ -7,32 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.eeg import TASKS, _parts, _spread
+from benchmarks.eeg import _spread
 from benchmarks.eeg_masks import _hidden, masks
 from rich.console import Console
-from tests.training.recordings import write_edf, write_marked
+from tests.training.recordings import write_edf
 
 from benchmarks import eeg_masks
 from patchbay.models.neuript.steps import Steps
-
-EYES, FISTS, _ = TASKS
-
-
-def test_runs_are_classes_or_have_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.eeg.STEPS", Steps(window_seconds=2.0, rejects=False))
-    for run in (1, 2):
-        write_edf(tmp_path / f"S001R{run:02}.edf", seconds=20)
-    for run in (3, 6):
-        write_marked(tmp_path / f"S001R{run:02}.edf", [(4.0 * n, 4.0, f"T{n % 3}") for n in range(15)], seconds=60)
-    eyes = _parts(EYES, tmp_path)
-    assert {one.source.path.stem: set(one.labels) for one in eyes["test"]} == {
-        "S001R01": {"open"},
-        "S001R02": {"closed"},
-    }
-    assert min(start for one in eyes["test"] for start in one.source.windows.starts) >= 10 - 1, "the last half"
-    fists = _parts(FISTS, tmp_path)
-    assert [one.source.path.stem for one in fists["test"]] == ["S001R03"], "another task's runs are left out"
-    assert {label for one in fists["train"] for label in one.labels} == {"left", "right"}
 
 
 @pytest.mark.parametrize("kind", ["amplitudes", "any"])

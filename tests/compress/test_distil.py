@@ -71,6 +71,12 @@ def test_few_batches_tune_nothing(folders: tuple[Path, Path], tmp_path: Path) ->
     assert not run(folders, tmp_path / "d", method="random").tuned
 
 
+def test_a_fine_tune_that_is_its_base(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base = (folders[0], folders[0])
+    assert run(base, tmp_path / "out").divergence == 0 and run(base, tmp_path / "kl", density=None, target_kl=0.1)
+    assert run(base, tmp_path / "size", density=None, target_size=20_000).num_bytes < 20_000
+
+
 def test_labels_tune_nothing(folders: tuple[Path, Path]) -> None:
     labels = tuple(pico.LABELS[number % 3] for number in range(len(ENOUGH.inputs)))
     problem = problem_with(folders, replace(ENOUGH, labels=labels), "accuracy")

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tests.service.eeg import (
     rows,
     send,
 )
-from tests.service.serving import Serve, Served, assert_error, ok
+from tests.service.serving import Serve, Served, assert_error, ok, serving
 
 from patchbay.backbone import Backbone
 from patchbay.compress.reconstruct import reconstruct
@@ -55,12 +55,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture
-def served(serve: Serve, folders: dict[str, Path]) -> Served:
-    found = serve(Backbone.load(folders["base"]))
-    for name in TRAINED:
-        found.upload(name, folders[name])
-    return found
+@pytest.fixture(scope="module")
+def served(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(Backbone.load(folders["base"]), tmp_path_factory.mktemp("store")) as found:
+        for name in TRAINED:
+            found.upload(name, folders[name])
+        yield found
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_requests_that_share_batches_are_answered_as_alone(served: Served) -> No
 
 
 def test_nothing_of_the_patient_is_kept(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened: list[object] = []
     real = tempfile.TemporaryFile
@@ -214,7 +214,7 @@ def test_nothing_of_the_patient_is_kept(
     assert [answer.status_code for answer in answers] == [200, 404, 422, 422]
     assert PATIENT not in caplog.text and all(PATIENT not in answer.text for answer in answers)
     assert not opened, "no part of it lay on a disk"
-    assert not any(PATIENT.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(PATIENT.encode() in path.read_bytes() for path in served.store.rglob("*") if path.is_file())
 
 
 def with_nan() -> list[list[float | None]]:

@@ -75,7 +75,7 @@ def distil(
     """Tunes the scales of `parts`, and norms and biases if `vectors`, on three quarters of the calibration batches.
 
     The state with the lowest divergence on the rest is returned: without any tuning, if that is best, and where there
-    is no judge, fewer than MIN_BATCHES batches, or a score other than the divergence.
+    is no judge, fewer than MIN_BATCHES batches, a score other than the divergence, or nothing that has changed.
     """
     judge = problem.judge
     if judge is None or judge.score_name != "kl" or judge.num_batches < MIN_BATCHES:
@@ -83,6 +83,8 @@ def distil(
     held = [index for index in range(judge.num_batches) if index % HELD_BACK == HELD_BACK - 1]
     used = [index for index in range(judge.num_batches) if index not in held]
     tuned = _variables(problem, judge, parts, vectors)
+    if not tuned:
+        return Distilled()  # a fine-tune that is its base, but for a head
     with judge.patched(problem.candidate(parts)), _gradients(tuned):
         return _descend(judge, tuned, used, held, seed, on_progress)
 

@@ -27,7 +27,7 @@ def upload(client: httpx2.Client, name: str, file: Path) -> dict[str, Any]:
     """The record of the new version."""
     with file.open("rb") as body:
         response = client.post("/v1/deltas", params={"name": name}, content=body)
-    return _checked(response)
+    return checked(response)
 
 
 def ask(client: httpx2.Client, model: str, images: Images) -> list[str]:
@@ -36,7 +36,7 @@ def ask(client: httpx2.Client, model: str, images: Images) -> list[str]:
     for start in range(0, len(images), BATCH):
         items = [{"image": encode_png(image)} for image in images[start : start + BATCH]]
         response = client.post("/v1/classify", json={"model": model, "input": items})
-        labels += [answer["label"] for answer in _checked(response)["data"]]
+        labels += [answer["label"] for answer in checked(response)["data"]]
     return labels
 
 
@@ -49,7 +49,7 @@ def accuracy(client: httpx2.Client, model: str, images: Images, labels: Labels) 
 
 def verify(client: httpx2.Client) -> bool:
     """Whether the resident base is still what was loaded."""
-    return bool(_checked(client.post("/v1/base/verify"))["ok"])
+    return bool(checked(client.post("/v1/base/verify"))["ok"])
 
 
 def request_body(model: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -57,7 +57,8 @@ def request_body(model: str, images: Sequence[Any]) -> dict[str, Any]:
     return {"model": model, "input": [{"image": encode_png(image)} for image in images]}
 
 
-def _checked(response: httpx2.Response) -> dict[str, Any]:
+def checked(response: httpx2.Response) -> dict[str, Any]:
+    """Raises DemoFailed, with what the server says."""
     body: dict[str, Any] = response.json()
     if response.status_code >= 400:
         raise DemoFailed(f"the server answered {response.status_code}: {body['error']['message']}")

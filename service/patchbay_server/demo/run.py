@@ -11,8 +11,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,23 +19,21 @@ import httpx2
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Options, Report, compress
-from patchbay.errors import InputError
 from patchbay.models.inputs import ArrayInput
 from patchbay_server.demo.ask import accuracy, request_body, upload, verify
+from patchbay_server.demo.display import open_console, prepare, progress, step_of
 from patchbay_server.demo.parallel import finetune_all
 from patchbay_server.demo.process import running_server
 from patchbay_server.demo.report import MergeResult, Results, TaskResult, plot, print_tables, write_json
 from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, Task, pixels
 from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, Training, evaluate, train_base
 
-MARKER = ".patchbay-demo"
 COMPRESSION = Options(density=0.10)
 CALIBRATION_IMAGES = 256
-Step = Callable[[int, int, str], None]
 
 
 def run_demo(
@@ -50,12 +47,10 @@ def run_demo(
 ) -> None:
     """Runs everything in `folder`, new or left by an earlier run. Raises InputError for any other folder."""
     started = time.monotonic()
-    console = Console(stderr=as_json)
-    if not console.is_terminal:
-        console = Console(stderr=as_json, width=120)  # a log has no width of its own, and 80 cuts the tables
+    console = open_console(stderr=as_json)
     torch.set_num_threads(1)  # see parallel.py
-    _prepare(folder)
-    with _progress(console) as bar:
+    prepare(folder)
+    with progress(console) as bar:
         full = _train(folder, replace(base_training, seed=seed), replace(finetune_training, seed=seed), bar)
         reports = _compress(folder, bar)
         with running_server(folder / "base", folder / "store", folder / "server.log") as url:
@@ -67,24 +62,14 @@ def run_demo(
                 _wait(url, console)
 
 
-def _prepare(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-        raise InputError(
-            f"{folder} is not empty and not from an earlier demo: choose another with --folder", param="folder"
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARKER).touch()
-
-
 def _train(folder: Path, base: Training, tuning: Training, bar: Progress) -> dict[str, float]:
     """Accuracy of every full fine-tune on its own task."""
-    with _step(bar, "train the base") as step:
+    with step_of(bar, "train the base") as step:
         train_base(folder / "base", step, training=base)
     out, digits = folder / "finetunes", Digits.load()
     labels = torch.from_numpy(digits.held_out_labels)
     with ExitStack() as stack:
-        steps = {task.name: stack.enter_context(_step(bar, f"fine-tune: {task.name}")) for task in SHIFTED_TASKS}
+        steps = {task.name: stack.enter_context(step_of(bar, f"fine-tune: {task.name}")) for task in SHIFTED_TASKS}
         finetune_all(folder / "base", list(steps), out, tuning, lambda name, *step: steps[name](*step))
     return {task.name: evaluate(out / task.name, pixels(digits.held_out(task)), labels) for task in SHIFTED_TASKS}
 
@@ -93,7 +78,7 @@ def _compress(folder: Path, bar: Progress) -> dict[str, Report]:
     reports = {}
     for task in SHIFTED_TASKS:
         file = folder / "deltas" / f"{task.name}.safetensors"
-        with _step(bar, f"compress: {task.name}") as step:
+        with step_of(bar, f"compress: {task.name}") as step:
             reports[task.name] = compress(
                 folder / "base",
                 folder / "finetunes" / task.name,
@@ -115,7 +100,7 @@ def _ask_everything(
     url: str, folder: Path, full: dict[str, float], reports: dict[str, Report], bar: Progress
 ) -> Results:
     digits, models = Digits.load(), _models()
-    with httpx2.Client(base_url=url, timeout=120) as client, _step(bar, "ask over HTTP") as step:
+    with httpx2.Client(base_url=url, timeout=120) as client, step_of(bar, "ask over HTTP") as step:
         for task in SHIFTED_TASKS:
             upload(client, task.name, folder / "deltas" / f"{task.name}.safetensors")
         merges = []
@@ -197,30 +182,3 @@ def _wait(url: str, console: Console) -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         console.print("Stopped.")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-    )
-
-
-@contextmanager
-def _step(bar: Progress, title: str) -> Iterator[Step]:
-    """One line of the progress display; full and without a note when its body ends."""
-    task = bar.add_task(title, total=1, note="")
-
-    def step(done: int, total: int, note: str) -> None:
-        bar.update(task, completed=done, total=total, note=note[:48])
-
-    yield step
-    total = bar.tasks[task].total or 1
-    bar.update(task, completed=total, note="")

@@ -13,8 +13,9 @@ import torch
 
 from patchbay.errors import InputError
 from patchbay_server.demo.ask import DemoFailed, request_body
+from patchbay_server.demo.display import MARKER
 from patchbay_server.demo.process import running_server
-from patchbay_server.demo.run import MARKER, run_demo
+from patchbay_server.demo.run import run_demo
 from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, pixels
 from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, evaluate
 

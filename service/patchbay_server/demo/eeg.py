@@ -1,0 +1,152 @@
+"""`patchbay demo --eeg`: from recordings to answers over HTTP, every number measured here.
+
+Pre-train an encoder; fine-tune it for three tasks; compress each; serve; ask with recordings; report.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import httpx2
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from patchbay.training.finetune import Options
+from patchbay.training.pretrain import Options as PreTraining
+from patchbay_server.commands.output import listing
+from patchbay_server.demo.ask import upload, verify
+from patchbay_server.demo.display import open_console, prepare, progress, step_of
+from patchbay_server.demo.eeg_plots import plot
+from patchbay_server.demo.eeg_stages import (
+    agreement,
+    answers_of,
+    asked,
+    balanced_accuracy,
+    client_of,
+    compressed,
+    delta_of,
+    merges,
+    pretrained,
+    tuned,
+)
+from patchbay_server.demo.eeg_tasks import CHANNELS, STEPS, TASKS, Task
+from patchbay_server.demo.simulate import simulate
+
+PRETRAINING = PreTraining("small", epochs=1, batch_size=8, highest_rate=1e-3, steps=STEPS, report_every=10)
+TUNING = Options(epochs=4, highest_rate=1e-4)
+BITS = (0.4, 0.1)
+EVALUATIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """Balanced accuracies on windows that nothing was trained on, by what answers; `agreement` with the full fine-tune,
+    `bits` a parameter and `bytes` by the size that was asked for.
+    """
+
+    task: str
+    windows: int
+    scores: Mapping[str, float | None]
+    agreement: Mapping[str, float]
+    bits: Mapping[str, float]
+    bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EegResults:
+    is_simulated: bool
+    tasks: list[TaskResult]
+    base_verified: bool
+    seconds: float
+
+
+def run_eeg_demo(
+    folder: Path,
+    data: Path | None,
+    *,
+    seed: int = 0,
+    as_json: bool = False,
+    pretraining: PreTraining = PRETRAINING,
+    tuning: Options = TUNING,
+    tasks: Sequence[Task] = TASKS,
+) -> None:
+    """Runs everything in `folder`, new or left by an earlier run; on made-up recordings where `data` is None."""
+    started, console = time.monotonic(), open_console(stderr=as_json)
+    torch.set_num_threads(1)
+    prepare(folder)
+    if data is None:
+        simulate(folder / "recordings", CHANNELS, seed=seed)
+    recordings = data or folder / "recordings"
+    with progress(console) as bar:
+        with step_of(bar, "pre-train the base") as step:
+            base = pretrained(recordings, folder / "base", replace(pretraining, seed=seed), step)
+        for task in tasks:
+            _train(task, recordings, base, folder, replace(tuning, seed=seed), bar)
+        with client_of(base, folder) as client, step_of(bar, "ask over HTTP") as step:
+            for task in tasks:
+                upload(client, task.name, delta_of(folder / task.name, BITS[0]))
+                upload(client, f"{task.name}-small", delta_of(folder / task.name, BITS[1]))
+            found = []
+            for number, task in enumerate(tasks):
+                step(number, len(tasks), task.name)
+                found.append(_result(task, recordings, folder, tasks, client))
+            verified = verify(client)
+    results = EegResults(data is None, found, verified, time.monotonic() - started)
+    _finish(results, folder, recordings, console, as_json)
+
+
+def _train(task: Task, data: Path, base: Path, folder: Path, tuning: Options, bar: Progress) -> None:
+    with step_of(bar, f"fine-tune: {task.name}") as step:
+        tuned(task, data, base, folder / task.name, tuning, step)
+    for bits in BITS:
+        with step_of(bar, f"compress: {task.name}, {bits:g} bits") as step:
+            compressed(base, folder / task.name, bits, EVALUATIONS, step)
+
+
+def _result(task: Task, data: Path, folder: Path, tasks: Sequence[Task], client: httpx2.Client) -> TaskResult:
+    test, own = task.parts(data)["test"], folder / task.name
+    outcome = json.loads((own / "outcome.json").read_text("utf-8"))
+    scores = {name: found and found["balanced_accuracy"] for name, found in outcome["scores"].items()}
+    full, same, bits, sizes = answers_of(own, test), {}, {}, {}
+    for size, name in zip(BITS, (task.name, f"{task.name}-small"), strict=True):
+        answers, title = asked(client, test, model=name), f"{size:g} bits"
+        scores[title], same[title] = balanced_accuracy(answers, test), agreement(answers, full)
+        report = json.loads(delta_of(own, size).with_suffix(".json").read_text("utf-8"))
+        bits[title], sizes[title] = report["bits_without_heads"], report["num_bytes"]
+    if len(tasks) > 1:
+        scores["merged"] = balanced_accuracy(asked(client, test, **merges(tasks)[task.name]), test)
+    return TaskResult(task.name, len(full), scores, same, bits, sizes)
+
+
+def _finish(results: EegResults, folder: Path, data: Path, console: Console, as_json: bool) -> None:
+    (folder / "results.json").write_text(json.dumps(asdict(results), indent=2) + "\n", "utf-8")
+    plot(folder, data, folder / "results.png")
+    if as_json:
+        print(json.dumps(asdict(results)))
+        return
+    console.print()
+    print_table(results.tasks, console)
+    what = "made-up recordings: what they say of real ones is nothing" if results.is_simulated else "real recordings"
+    state = "still bit for bit what was loaded" if results.base_verified else "CHANGED"
+    console.print(f"Balanced accuracies on the last half of {what}.")
+    console.print(f"The resident base is {state}. {results.seconds:.0f} s in all.")
+    console.print(f"Kept in {folder}/: base, fine-tunes with their deltas, results.json, results.png", highlight=False)
+
+
+def print_table(tasks: Sequence[TaskResult], console: Console) -> None:
+    """A column a task."""
+    columns = ["", *(one.task for one in tasks)]
+    rows = [[name, *(_three(one.scores[name]) for one in tasks)] for name in tasks[0].scores]
+    for name in tasks[0].agreement:
+        rows.append([f"agreement, {name}", *(_three(one.agreement[name]) for one in tasks)])
+        rows.append([f"kB, {name}", *(f"{one.bytes[name] / 1000:.1f}" for one in tasks)])
+    console.print(listing(columns, [*rows, ["windows", *(one.windows for one in tasks)]], columns[1:]))
+
+
+def _three(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
