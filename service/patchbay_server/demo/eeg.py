@@ -89,8 +89,8 @@ def run_eeg_demo(
             _train(task, recordings, base, folder, replace(tuning, seed=seed), bar)
         with client_of(base, folder) as client, step_of(bar, "ask over HTTP") as step:
             for task in tasks:
-                upload(client, task.name, delta_of(folder / task.name, BITS[0]))
-                upload(client, f"{task.name}-small", delta_of(folder / task.name, BITS[1]))
+                for number, bits in enumerate(BITS):
+                    upload(client, _delta_name(task, number), delta_of(folder / task.name, bits))
             found = []
             for number, task in enumerate(tasks):
                 step(number, len(tasks), task.name)
@@ -113,14 +113,19 @@ def _result(task: Task, data: Path, folder: Path, tasks: Sequence[Task], client:
     outcome = json.loads((own / "outcome.json").read_text("utf-8"))
     scores = {name: found and found["balanced_accuracy"] for name, found in outcome["scores"].items()}
     full, same, bits, sizes = answers_of(own, test), {}, {}, {}
-    for size, name in zip(BITS, (task.name, f"{task.name}-small"), strict=True):
-        answers, title = asked(client, test, model=name), f"{size:g} bits"
+    for number, size in enumerate(BITS):
+        answers, title = asked(client, test, model=_delta_name(task, number)), f"{size:g} bits"
         scores[title], same[title] = balanced_accuracy(answers, test), agreement(answers, full)
         report = json.loads(delta_of(own, size).with_suffix(".json").read_text("utf-8"))
         bits[title], sizes[title] = report["bits_without_heads"], report["num_bytes"]
     if len(tasks) > 1:
         scores["merged"] = balanced_accuracy(asked(client, test, **merges(tasks)[task.name]), test)
     return TaskResult(task.name, len(full), scores, same, bits, sizes)
+
+
+def _delta_name(task: Task, number: int) -> str:
+    """The first size's is the task's own."""
+    return f"{task.name}-{number}" if number else task.name
 
 
 def _finish(results: EegResults, folder: Path, data: Path, console: Console, as_json: bool) -> None:
