@@ -1,8 +1,12 @@
-"""The EEG demo cut short: made-up recordings, a real server, and every number measured again here."""
+"""The EEG demo cut short: made-up recordings, a real server, and every number measured again here.
+
+`make test-long` runs it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +24,7 @@ from patchbay_server.demo.eeg_tasks import TASKS
 from patchbay_server.demo.simulate import simulate
 
 EYES = TASKS[0]
+long = pytest.mark.skipif(os.environ.get("PATCHBAY_LONG") != "1", reason="half a minute: make test-long")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, printed.read_text("utf-8")
 
 
+@long
 def test_results_are_those_of_the_models_in_the_folder(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     results = json.loads((folder / "results.json").read_text("utf-8"))
@@ -51,12 +57,14 @@ def test_results_are_those_of_the_models_in_the_folder(finished: tuple[Path, str
     assert found["agreement"]["8 bits"] > 0.9, "of answers over HTTP with those of transformers alone"
 
 
+@long
 def test_what_is_shown(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert "band power + LDA" in printed and "agreement, 8 bits" in printed and "made-up recordings" in printed
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+@long
 def test_shares_of_lobes(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     test = EYES.parts(folder / "recordings")["test"]
