@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 KILLS = 11
 EVALUATIONS = 60  # at most
 BOUNDS = {"target_size": {"target_size": 15_000}, "target_kl": {"target_kl": 0.00003}}
+LONG = os.environ.get("PATCHBAY_LONG") == "1"  # `make test-long`
 TEXTS = b"the cat runs\na big dog eats one fox\nmy owl likes good film\nbad\nred green two is not small\n"
 LABELS = b"cat\ndog\nowl\ncat\ndog\n"
 DEADLINE_S = 60.0
@@ -158,7 +159,7 @@ def run(forker: Forker, store: Path, spec: Json, kills: int, evaluations: int) -
         return Outcome(done, found, [hub.open_blob(digest).read_bytes() for digest in digests])
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("bound", BOUNDS if LONG else ["target_size"])
 def test_killed_eleven_times_it_ends_in_identical_weights(
     forker: Forker, request_of: Callable[[Path, Mapping[str, object]], Json], tmp_path: Path, bound: str
 ) -> None:

@@ -63,18 +63,15 @@ def test_refusals(data: Path, tmp_path: Path, more: list[str], message: str) -> 
     assert code != 0 and message in err and "Traceback" not in err
 
 
-def test_other_commands_know_the_folder(data: Path, tmp_path: Path) -> None:
-    """Each in a process of its own: nothing but the command has told transformers of the model."""
+def test_another_command_knows_the_folder(data: Path, tmp_path: Path) -> None:
+    """In a process of its own: nothing but the command has told transformers of the model."""
     assert run(*asked(data, tmp_path / "base"))[0] == 0
     assert run(*asked(data, tmp_path / "tuned", "--seed", 1))[0] == 0
     patchbay = [sys.executable, "-m", "patchbay_server.cli"]
-    delta, base = tmp_path / "delta.safetensors", ["--base", tmp_path / "base"]
-    for command in (
-        ["compress", *base, "--finetuned", tmp_path / "tuned", "--out", delta, "--method", "magnitude"],
-        ["merge", "0.5*a", *base, "--delta", f"a={delta}", "--out", tmp_path / "half"],
-    ):
-        done = subprocess.run([*patchbay, *map(str, command)], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, (command[0], done.stderr)
+    given = ["--base", tmp_path / "base", "--finetuned", tmp_path / "tuned", "--out", tmp_path / "delta"]
+    command = [*patchbay, "compress", *map(str, given), "--method", "magnitude"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
