@@ -51,7 +51,7 @@ class Scale:
 
 
 FULL = Scale("full", (0.05, 0.1, 0.2, 0.4, 1.0, 2.0), tuple(METHODS), 3, 1000, 100, 900, None, None, Effort())
-QUICK = Scale("quick", (0.1, 1.0), tuple(METHODS), 1, 200, 12, 60, 2, 2, Effort(8, 48))
+QUICK = Scale("quick", (0.1, 1.0), tuple(METHODS), 1, 200, 8, 40, 2, 2, Effort(6, 32))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

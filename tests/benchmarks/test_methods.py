@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from benchmarks.families.base import Case
 from benchmarks.methods import METHODS, CannotReach, compress_to
+from tests.long import long
 
 from patchbay.delta import DeltaFile
 
@@ -46,6 +47,7 @@ def test_more_room_than_the_whole_difference_needs_is_left(case: Case, tmp_path:
     assert report.density == 1.0
 
 
+@long
 def test_seeds_choose_for_methods_that_draw_alone(case: Case, tmp_path: Path) -> None:
     for name, method in METHODS.items():
         files = [tmp_path / f"{name}-{seed}" for seed in (0, 1)]

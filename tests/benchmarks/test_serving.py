@@ -18,6 +18,7 @@ from benchmarks.systems.ours import Ours
 from benchmarks.systems.shapes import make_base, opened, recipe
 from benchmarks.workload import EVERY, POPULARITY, SOME, Work, at_once, over_time, plain, sums, works
 from tests.engine.mixed import prompts
+from tests.long import long
 
 from benchmarks import serving, serving_gates
 
@@ -163,6 +164,7 @@ def test_what_many_deltas_take(model: Drawn) -> None:
     assert found["dense_bytes"] == backbone.num_bytes // 2  # it is resident in fp32
 
 
+@long
 def test_the_command_prints_machine_gates_and_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,10 @@ from benchmarks.churn import Churn, Tally, Unasked
 from benchmarks.soak import draw_plot, flatness, soak, summary
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.long import long
 
 
+@long
 def test_a_short_soak(tmp_path: Path) -> None:
     report = soak("2M", 0.1, 0.2, tmp_path / "cache")
     assert report["failures"] == []

@@ -20,9 +20,10 @@ import httpx2
 import pytest
 from tests import pico
 from tests.e2e.processes import announced, ended, forking, start_server
+from tests.long import LONG
 from tests.service.serving import assert_error, edited, ok
 
-KILLS = 20
+KILLS = 20 if LONG else 8
 NAMES = ("math", "code", "law")
 DISK_BYTES = 1 << 20
 JSON = {"content-type": "application/json"}

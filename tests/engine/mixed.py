@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from tests import pico
+from tests.long import LONG
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
@@ -30,7 +30,6 @@ from patchbay.errors import Cancelled, PatchbayError
 from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, parse, settled
 
-LONG = os.environ.get("PATCHBAY_LONG") == "1"  # `make test-long`
 INTERLEAVED = settings(
     max_examples=1000 if LONG else 30,
     deadline=None,

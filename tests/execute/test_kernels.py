@@ -56,7 +56,7 @@ def delta_of(kind: str, seed: int, shape: tuple[int, int]) -> tuple[Delta, torch
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.integers(1, 3 * FEW),
 )
-def test_products_and_rows(kind: str, transposed: bool, seed: int, shape: tuple[int, int], count: int) -> None:
+def test_products_rows_and_sums(kind: str, transposed: bool, seed: int, shape: tuple[int, int], count: int) -> None:
     delta, difference = delta_of(kind, seed, shape)
     layout = replace(spec("w", shape), kind=Kind.CONV1D, neuron_axis=1) if transposed else spec("w", shape)
     kernel = compile_matrix(delta, "w", layout, CPU)
@@ -65,6 +65,10 @@ def test_products_and_rows(kind: str, transposed: bool, seed: int, shape: tuple[
     torch.testing.assert_close(kernel.product(x), x @ expected.T, rtol=1e-4, atol=1e-5)
     neurons = torch.randint(len(expected), (count,), generator=torch.Generator().manual_seed(seed + 3))
     torch.testing.assert_close(kernel.rows(neurons), expected[neurons], rtol=1e-5, atol=1e-6)
+    for factors in (torch.tensor([-0.5]), torch.linspace(-1, 2, len(expected))):
+        dense = torch.ones(expected.shape)
+        kernel.add_to(dense, factors)
+        torch.testing.assert_close(dense, 1 + expected * factors[:, None], rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_of_half_precision_are_multiplied_in_fp32() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,20 @@ def test_every_row_is_what_patched_weights_answer(world: Callable[..., World], n
     effect = (expected - outputs(backbone, inputs)).abs().flatten(1).amax(1)
     assert all(float(effect[each].min()) > 1e-3 for each in rows[1:])  # there is something to get wrong
     assert backbone.compute_digest() == backbone.resident_digest
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert_classifier", "vit"])
+def test_plans_of_many_inputs(world: Callable[..., World], name: str) -> None:
+    """Their matrices are merged for the products; the base and plans of few rows run beside them."""
+    backbone, deltas = world(name)
+    plans = [ready(backbone, recipe, deltas) for recipe in (None, *RECIPES[3:5], "ties(a, b; density=0.5)", "b")]
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1)).tolist()
+    cuts = (0, 3, 203, 205, 398, 400)
+    rows = [order[start:end] for start, end in pairwise(cuts)]
+    inputs = inputs_for(backbone, len(order))
+    found, expected = decoupled(backbone, inputs, rows, plans), patched(backbone, inputs, rows, plans)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all(float((expected - outputs(backbone, inputs))[each].abs().max()) > 1e-3 for each in rows[1:])
 
 
 @pytest.mark.parametrize("name", ["llama", "bert_classifier", "vit"])

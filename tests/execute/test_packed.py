@@ -31,6 +31,16 @@ def test_products(shape: tuple[int, int], seed: int, signs: bool, count: int, ha
     torch.testing.assert_close(kernel.product(x), x.float() @ dense.T, rtol=1e-4, atol=1e-4)
 
 
+@given(SHAPES, st.integers(0, 10_000), st.booleans(), st.sampled_from([0.0, 0.1, 1.0]), st.booleans())
+def test_sums(shape: tuple[int, int], seed: int, signs: bool, density: float, per_neuron: bool) -> None:
+    kernel, difference = packed(shape, density, seed, signs=signs)
+    generator = torch.Generator().manual_seed(seed + 1)
+    dense, factors = torch.randn(shape, generator=generator), torch.randn(shape[0] if per_neuron else 1)
+    expected = dense + factors[:, None] * difference
+    kernel.add_to(dense, factors)
+    torch.testing.assert_close(dense, expected, rtol=1e-6, atol=1e-6)
+
+
 @given(
     SHAPES,
     st.integers(0, 10_000),

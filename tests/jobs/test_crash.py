@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.processes import ENVIRONMENT, ended
+from tests.long import LONG
 from tests.service.compressing import blobs_of, digest_of
 
 from patchbay.checkpoint import Checkpoint
@@ -28,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 KILLS = 11
 EVALUATIONS = 60  # at most
 BOUNDS = {"target_size": {"target_size": 15_000}, "target_kl": {"target_kl": 0.00003}}
-LONG = os.environ.get("PATCHBAY_LONG") == "1"  # `make test-long`
 TEXTS = b"the cat runs\na big dog eats one fox\nmy owl likes good film\nbad\nred green two is not small\n"
 LABELS = b"cat\ndog\nowl\ncat\ndog\n"
 DEADLINE_S = 60.0

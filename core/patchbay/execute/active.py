@@ -112,6 +112,18 @@ class ActivePlan:
             self._scales[name] = None if matrix is None or plain else matrix.base_scale.to(self.backbone.device)
         return self._scales[name]
 
+    def merged_matrix(self, name: str) -> torch.Tensor:
+        """a W0 + sum_t C_t D_t of a linear layer: [out, in], however it is stored, in the base's dtype. Not kept."""
+        base = self.backbone.tensor(name)
+        stored = base.T if self.backbone.specs[name].neuron_axis == 1 else base
+        dense = stored.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        scale = self.base_scale(name)
+        if scale is not None:
+            dense *= scale[:, None]
+        for delta, coefficients in self.terms(name):
+            delta.kernels[name].add_to(dense, coefficients)
+        return dense.to(base.dtype)
+
     def merged(self, name: str) -> torch.Tensor:
         """The whole tensor under this plan, as a patch would write it, but for bits that only a patch restores."""
         if name in self._vectors:

@@ -20,6 +20,8 @@ from patchbay.execute.kernels import Kernel, parts_of
 from patchbay.execute.kernels.packed import Packed
 from patchbay.execute.work import Places, Products, Rows, Table, Work, stacked
 
+# Inputs of one plan from which on merging its matrix and one product are faster than two products: core/LOG.md.
+LONG = 256
 _RUNNING: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 
@@ -46,6 +48,7 @@ class Batch:
     _work: dict[str, Work | None] = field(default_factory=dict)
     _values: dict[str, torch.Tensor | None] = field(default_factory=dict)
     _places: dict[tuple[tuple[int, ...], ...], Places] = field(default_factory=dict)
+    _rests: dict[tuple[int, ...], tuple[Rows, Batch] | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plans: Sequence[ActivePlan | None], device: torch.device) -> Batch:
@@ -81,6 +84,24 @@ class Batch:
         """The batch that one segment's rows are by themselves."""
         alone = Segment(tuple(range(len(segment.rows))), segment.plan)
         return Batch((alone,), self.device)
+
+    def long(self, name: str, x: torch.Tensor) -> list[Segment]:
+        """Those that change a matrix and have at least `LONG` of its inputs x."""
+        tokens = x.shape[:-1].numel() // self.num_rows
+        if tokens * self.num_rows < LONG:
+            return []
+        return [s for s in self.segments if s.plan and len(s.rows) * tokens >= LONG and s.plan.changes(name)]
+
+    def without(self, segments: Sequence[Segment]) -> tuple[Rows, Batch] | None:
+        """The rows of all other segments, and the batch that they are by themselves; None where there are none."""
+        gone = {row for segment in segments for row in segment.rows}
+        key = tuple(sorted(gone))
+        if key not in self._rests:
+            rows = [row for row in range(self.num_rows) if row not in gone]
+            plans = {row: segment.plan for segment in self.segments for row in segment.rows}
+            rest = Batch.of([plans[row] for row in rows], self.device)
+            self._rests[key] = (self.place(rows), rest) if rows else None
+        return self._rests[key]
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """[B, tokens, width] of a layer's input or output, whichever way it has the rows in front.
@@ -134,14 +155,14 @@ class Batch:
             sizes = [len(self.segments[number].rows) for numbers in segments for number in numbers]
             pairs = [pair for pair, size in enumerate(sizes) for _ in range(size)]
             self._places[segments] = Places(
-                tuple(map(self._place, rows)),
+                tuple(map(self.place, rows)),
                 tuple(map(len, rows)),
                 self._index([row for found in rows for row in found]),
                 None if len(sizes) == len(pairs) else self._index(pairs),
             )
         return self._places[segments]
 
-    def _place(self, rows: Sequence[int]) -> Rows:
+    def place(self, rows: Sequence[int]) -> Rows:
         """A slice costs a fifth of an index, and a small product is not much longer than that."""
         first = rows[0]
         if list(rows) == list(range(first, first + len(rows))):

@@ -7,7 +7,7 @@ Each is the model's own layer with another class, so names, memory and `isinstan
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from patchbay.execute.active import ActivePlan
-from patchbay.execute.context import Batch, entered, running
+from patchbay.execute.context import Batch, Segment, entered, running
 
 Names = Mapping[str, str]  # a layer's own parameters -> the checkpoint's names
 
@@ -46,11 +46,45 @@ def own_bias(batch: Batch, names: Names, bias: torch.Tensor | None) -> torch.Ten
     return own
 
 
+def with_merged(
+    layer: DeltaLinear | DeltaConv1D, batch: Batch, long: Sequence[Segment], x: torch.Tensor, width: int
+) -> torch.Tensor:
+    """[..., width]: the rows of `long` have x (a W0 + sum_t C_t D_t)^T at once, all others what they have without them.
+
+    A matrix is merged for this one product and then gone: it may be as large as the base's.
+    """
+    inputs = batch.split(x)
+    y = inputs.new_empty(*inputs.shape[:2], width)
+    weight, bias = layer.names["weight"], layer.names.get("bias")
+    for segment in long:
+        assert segment.plan is not None
+        own_bias = layer.bias if bias is None else segment.plan.merged(bias)
+        rows = batch.place(segment.rows)
+        found = y[rows].flatten(0, 1)
+        _product(inputs[rows].flatten(0, 1), segment.plan.merged_matrix(weight), own_bias, found)
+        if not isinstance(rows, slice):  # then it is a copy
+            y[rows] = found.view(-1, *y.shape[1:])
+    rest = batch.without(long)
+    if rest is not None:
+        with entered(rest[1]):
+            y[rest[0]] = layer(inputs[rest[0]])
+    return y.view(*x.shape[:-1], width)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    if bias is None:
+        torch.mm(x, weight.T, out=out)
+    else:
+        torch.addmm(bias, x, weight.T, out=out)
+
+
 class DeltaLinear(nn.Linear):
     names: Names
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch = running()
+        if batch is not None and (long := batch.long(self.names["weight"], x)):
+            return with_merged(self, batch, long, x, self.out_features)
         bias = None if batch is None else own_bias(batch, self.names, self.bias)
         # Of an input with the strides of a larger one, as a slice of the last tokens, torch makes a product a row, or
         # one that is slow: also where there is but one row, which is contiguous by name.
@@ -69,6 +103,8 @@ class DeltaConv1D(Conv1D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch = running()
+        if batch is not None and (long := batch.long(self.names["weight"], x)):
+            return with_merged(self, batch, long, x, self.nf)
         bias = self.bias if batch is None else own_bias(batch, self.names, self.bias)
         if batch is None or bias is None:
             y: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]

@@ -44,6 +44,7 @@ def run_demo(
     as_json: bool = False,
     base_training: Training = BASE_TRAINING,
     finetune_training: Training = FINETUNE_TRAINING,
+    calibration_images: int = CALIBRATION_IMAGES,
 ) -> None:
     """Runs everything in `folder`, new or left by an earlier run. Raises InputError for any other folder."""
     started = time.monotonic()
@@ -52,7 +53,7 @@ def run_demo(
     prepare(folder)
     with progress(console) as bar:
         full = _train(folder, replace(base_training, seed=seed), replace(finetune_training, seed=seed), bar)
-        reports = _compress(folder, bar)
+        reports = _compress(folder, calibration_images, bar)
         with running_server(folder / "base", folder / "store", folder / "server.log") as url:
             results = _ask_everything(url, folder, full, reports, bar)
             bar.stop()
@@ -74,7 +75,7 @@ def _train(folder: Path, base: Training, tuning: Training, bar: Progress) -> dic
     return {task.name: evaluate(out / task.name, pixels(digits.held_out(task)), labels) for task in SHIFTED_TASKS}
 
 
-def _compress(folder: Path, bar: Progress) -> dict[str, Report]:
+def _compress(folder: Path, calibration_images: int, bar: Progress) -> dict[str, Report]:
     reports = {}
     for task in SHIFTED_TASKS:
         file = folder / "deltas" / f"{task.name}.safetensors"
@@ -84,15 +85,15 @@ def _compress(folder: Path, bar: Progress) -> dict[str, Report]:
                 folder / "finetunes" / task.name,
                 file,
                 COMPRESSION,
-                calibration=_calibration(task),
+                calibration=_calibration(task, calibration_images),
                 on_progress=step,
             )
     return reports
 
 
-def _calibration(task: Task) -> Calibration:
+def _calibration(task: Task, count: int) -> Calibration:
     """Training images without their labels, as the models take them. The held-out images are for scores alone."""
-    images = pixels(Digits.load().train(task, np.random.default_rng(1)))[:CALIBRATION_IMAGES]
+    images = pixels(Digits.load().train(task, np.random.default_rng(1)))[:count]
     return Calibration(tuple(ArrayInput(image) for image in images.numpy()))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests.long import long
 from tests.service.commands.conftest import Cli
 from tests.service.commands.test_compress import TEXTS, error_of, report_of
 from tests.service.commands.test_jobs import working
@@ -103,7 +104,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TERMINAL = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "150"}
 
 
-@pytest.mark.parametrize("bound", [("--target-size", "20kB"), ("--target-kl", "0.00003")])
+@pytest.mark.parametrize("bound", [("--target-size", "20kB"), pytest.param(("--target-kl", "0.00003"), marks=long)])
 def test_a_search_is_followed(
     cli: Cli,
     url: str,

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.long import long
 from typer.testing import CliRunner
 
 from patchbay.models.neuript import Lobe, NeurIPTForEEGClassification
@@ -24,7 +24,6 @@ from patchbay_server.demo.eeg_tasks import TASKS
 from patchbay_server.demo.simulate import simulate
 
 EYES = TASKS[0]
-long = pytest.mark.skipif(os.environ.get("PATCHBAY_LONG") != "1", reason="half a minute: make test-long")
 
 
 @pytest.fixture(scope="module")

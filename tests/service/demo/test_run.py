@@ -19,7 +19,11 @@ from patchbay_server.demo.run import run_demo
 from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, pixels
 from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, evaluate
 
-SHORT = {"base_training": replace(BASE_TRAINING, epochs=2), "finetune_training": replace(FINETUNE_TRAINING, epochs=1)}
+SHORT = {
+    "base_training": replace(BASE_TRAINING, epochs=2),
+    "finetune_training": replace(FINETUNE_TRAINING, epochs=1),
+    "calibration_images": 16,
+}
 
 
 @pytest.fixture(scope="module")

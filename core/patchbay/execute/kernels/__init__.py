@@ -34,6 +34,10 @@ class Kernel(Protocol):
         """x D^T: [n, in] -> [n, out], in fp32."""
         ...
 
+    def add_to(self, dense: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """dense += C D, in place: fp32 [out, in], contiguous; C the `coefficients` of its rows, fp32 [out] or [1]."""
+        ...
+
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
         """D's rows of these neurons, int64 [n] -> fp32 [n, in]."""
         ...

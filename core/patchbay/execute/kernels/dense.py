@@ -21,5 +21,8 @@ class Dense:
     def product(self, x: torch.Tensor) -> torch.Tensor:
         return x.float() @ self.difference.T
 
+    def add_to(self, dense: torch.Tensor, coefficients: torch.Tensor) -> None:
+        dense.addcmul_(self.difference, coefficients[:, None])
+
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
         return self.difference[neurons]

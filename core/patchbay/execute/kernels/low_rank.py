@@ -31,6 +31,11 @@ class LowRank:
         found = (x.float() @ self.right) @ self.left.T
         return found if self.rest is None else found.add_(self.rest.product(x))
 
+    def add_to(self, dense: torch.Tensor, coefficients: torch.Tensor) -> None:
+        dense.addmm_(self.left * coefficients[:, None], self.right.T)
+        if self.rest is not None:
+            self.rest.add_to(dense, coefficients)
+
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
         found = self.left[neurons] @ self.right.T
         return found if self.rest is None else found.add_(self.rest.rows(neurons))

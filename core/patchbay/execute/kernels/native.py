@@ -55,6 +55,9 @@ def _load() -> ctypes.CDLL | None:
         return None
     library.patchbay_add_rows.argtypes = [ctypes.POINTER(Call), ctypes.c_int]
     library.patchbay_add_rows.restype = ctypes.c_int
+    numbers, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.patchbay_add_entries.argtypes = [ctypes.POINTER(Matrix), pointer, numbers, numbers, numbers, pointer]
+    library.patchbay_add_entries.restype = None
     return library
 
 
@@ -70,3 +73,9 @@ def add_rows(call: Call, threads: int) -> None:
     assert _library is not None
     if _library.patchbay_add_rows(ctypes.byref(call), threads):
         raise MemoryError("there is no memory for the tables of a product")
+
+
+def add_entries(matrix: Matrix, coefficients: int, width: int, inputs: int, outputs: int, dense: int) -> None:
+    """`coefficients` and `dense` are addresses of fp32 numbers: [width], [outputs, inputs]."""
+    assert _library is not None
+    _library.patchbay_add_entries(ctypes.byref(matrix), coefficients, width, inputs, outputs, dense)

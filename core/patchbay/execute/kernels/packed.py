@@ -38,6 +38,12 @@ class Packed:
         together.add(given.contiguous()[:, None], found[:, None])
         return found
 
+    def add_to(self, dense: torch.Tensor, coefficients: torch.Tensor) -> None:
+        factors = coefficients.float().contiguous()
+        outputs, inputs = dense.shape
+        matrix = _matrix(self.packed, 0, 0)
+        native.add_entries(matrix, factors.data_ptr(), len(factors), inputs, outputs, dense.data_ptr())
+
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
         owners, columns, values = self.packed.entries(neurons)
         found = torch.zeros(len(neurons), self.packed.inputs)

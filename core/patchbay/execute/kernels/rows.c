@@ -1,4 +1,5 @@
-/* y += c (x D^T) for matrices of few entries, several at once. The layout of D is that of patchbay/delta/packed.py.
+/* y += c (x D^T) for matrices of few entries, several at once; and W += c D. The layout of D is that of
+   patchbay/delta/packed.py.
 
    A window is 256 neurons; a slice is 16 of them with about as many entries each, a step one entry of each of the 16.
    What an entry adds is looked up in a table made of one input, or of 16 inputs side by side. One entry of two bytes
@@ -290,4 +291,25 @@ int patchbay_add_rows(const Call *call, int threads) {
   free(blocks);
   free(tables);
   return 0;
+}
+
+/* dense [out][in] += c D; `coefficients` [out], or [1] where `width` is 1. */
+void patchbay_add_entries(const Matrix *m, const float *coefficients, int64_t width, int64_t in, int64_t out,
+                          float *dense) {
+  const int signs = !m->values && !m->halves;
+  for (int64_t begin = 0; begin < out; begin += WINDOW) {
+    Window w = at_window(m, begin / WINDOW);
+    for (int slice = 0; slice < SLICES; slice++) {
+      const int64_t end = (int64_t)*w.lengths * LANES;
+      for (int64_t at = 0; at < end; at++) {
+        const int64_t slot = w.slots[at], column = slot < in ? slot : slot - in;
+        if (column == in || (!signs && slot >= in)) continue; /* padding */
+        const int64_t neuron = begin + w.order[at % LANES];
+        float value = w.values ? w.values[at] : w.halves ? from_bf16(w.halves[at]) : slot < in ? 1.0f : -1.0f;
+        if (m->scale) value *= m->scale[column];
+        dense[neuron * in + column] += coefficients[width == 1 ? 0 : neuron] * value;
+      }
+      w = next_slice(w, end);
+    }
+  }
 }

@@ -51,6 +51,13 @@ class Sparse:
             return torch.stack([torch.mv(self.matrix, row) for row in given])
         return (self.matrix @ given.T).T
 
+    def add_to(self, dense: torch.Tensor, coefficients: torch.Tensor) -> None:
+        outputs, inputs = self.shape
+        counts = self.starts.diff()
+        neurons = torch.repeat_interleave(torch.arange(outputs, device=dense.device), counts)
+        factors = coefficients if len(coefficients) == 1 else coefficients[neurons]
+        dense.view(-1).index_add_(0, neurons * inputs + self.columns, self.values * factors)
+
     def rows(self, neurons: torch.Tensor) -> torch.Tensor:
         starts = self.starts[neurons].long()
         counts = self.starts[neurons + 1].long() - starts

@@ -1,0 +1,10 @@
+"""What only `make test-long` runs, which sets PATCHBAY_LONG=1."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+LONG = os.environ.get("PATCHBAY_LONG") == "1"
+long = pytest.mark.skipif(not LONG, reason="takes long: make test-long")
