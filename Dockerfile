@@ -14,7 +14,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --index-url ${TORCH_I
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY core ./core
 COPY service ./service
-RUN --mount=type=cache,target=/root/.cache/pip pip install .
+RUN --mount=type=cache,target=/root/.cache/pip pip install ".[objects]"
 
 FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 10001 patchbay \

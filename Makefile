@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
+# The S3 server of the tests. A process of its own in an environment of its own: it needs an older python-dateutil.
+MOTO := $(VENV)/moto/bin/moto_server
 
 .PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg soak clean
 
@@ -15,8 +17,12 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py core/patchbay/execute/ke
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,objects,test]'
 	touch $(STAMP)
+
+$(MOTO): | $(STAMP)
+	$(PYTHON) -m venv $(VENV)/moto
+	$(VENV)/moto/bin/python -m pip install --quiet 'moto[s3]==5.2.5' flask flask-cors
 
 lint: venv  ## ruff, mypy --strict and the import ladder
 	$(BIN)/ruff check .
@@ -28,8 +34,8 @@ format: venv  ## rewrite the code in the one format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
 
-test: lint  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server an error
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+test: lint $(MOTO)  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server an error
+	PATCHBAY_REQUIRE_MOTO=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-long: venv  ## thousands of interleaved requests, and every architecture that answers many at once
 	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
@@ -41,8 +47,8 @@ test-long: venv  ## thousands of interleaved requests, and every architecture th
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
 
-test-redis: venv  ## the store's contract on a real redis-server
-	PATCHBAY_REQUIRE_REDIS=1 $(BIN)/pytest -q tests/store tests/stores
+test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server and a real S3 server
+	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/e2e/test_stores.py
 
 bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_compression $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \

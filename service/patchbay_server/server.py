@@ -21,7 +21,6 @@ from patchbay.engine.scheduler import Limits
 from patchbay.errors import DeltaError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
 from patchbay.store.base import DEFAULT_TENANT
-from patchbay.store.filesystem import FileBlobs
 from patchbay.store.hub import Hub
 from patchbay_server.app import create_app
 from patchbay_server.jobs.sqlite import SqliteQueue
@@ -29,7 +28,7 @@ from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.pins import preload
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
-from patchbay_server.stores.urls import open_catalog
+from patchbay_server.stores.urls import open_blobs, open_catalog
 
 DRAIN_S = 15  # seconds that requests under way are given to end
 END_S = 5  # and that they then have to say that they were ended
@@ -45,7 +44,13 @@ def open_hub(settings: Settings, base_name: str) -> Hub:
     """The store that the settings name. Raises StoreUnavailable."""
     settings.store.mkdir(parents=True, exist_ok=True)
     reserved = frozenset({BASE, base_name, *METHODS})
-    return Hub(open_catalog(settings.catalog_url), FileBlobs(settings.store / "blobs"), reserved)
+    cache = settings.store / "blob-cache"
+    blobs = open_blobs(settings.blobs_url, cache, settings.blob_cache_bytes, settings.redis_blob_bytes)
+    try:
+        return Hub(open_catalog(settings.catalog_url), blobs, reserved)
+    except BaseException:
+        blobs.close()
+        raise
 
 
 def check_store(hub: Hub, backbone: Backbone) -> list[str]:
@@ -64,7 +69,8 @@ def check_store(hub: Hub, backbone: Backbone) -> list[str]:
                 f"{backbone.fingerprint[:19]}...): give every base a store of its own with --store or --store-url",
                 param="store",
             )
-    return [record.name for record in records if not hub.blobs.exists(record.digest)]
+    stored = hub.blobs.digests()  # one question, where one a record would be a second for every hundred
+    return [record.name for record in records if record.digest not in stored]
 
 
 def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
@@ -97,7 +103,7 @@ def serve(settings: Settings) -> None:
         hub = open_hub(settings, backbone.name)
         try:
             for name in check_store(hub, backbone):
-                print(f"warning: the bytes of {name!r} are not in {settings.store}: upload it again", file=sys.stderr)
+                print(f"warning: the bytes of {name!r} are not in the blob store: upload it again", file=sys.stderr)
             with closing(open_engine(settings, backbone, hub)) as engine:
                 preload(engine, hub, settings.preloaded)
                 _answer(settings, engine, hub, listener)

@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     store_url: str | None = Field(
         default=None, description="sqlite:///... or redis://...; the embedded catalog by default."
     )
+    blob_url: str | None = Field(
+        default=None,
+        description="file:///..., s3://..., gs://..., az://... or redis://...; in the store by default.",
+    )
+    blob_cache_bytes: Bytes = Field(default=16 << 30, ge=0, description="Files of remote blobs, kept in the store.")
+    redis_blob_bytes: Bytes = Field(default=1 << 30, gt=0, description="Cap of all blobs in Redis together.")
     api_key: SecretStr | None = Field(default=None, description="Bearer key that every /v1 request must carry.")
     max_upload_bytes: Bytes = Field(default=8 << 30, gt=0)
     max_body_bytes: Bytes = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
@@ -79,6 +85,10 @@ class Settings(BaseSettings):
     @property
     def catalog_url(self) -> str:
         return self.store_url or f"sqlite:///{self.store.absolute() / 'catalog.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blob_url or (self.store.absolute() / "blobs").as_uri()
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,14 +27,14 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 ANNOUNCEMENT = re.compile(r"patchbay serves (\S+) \((\S+)\) on (http://127\.0\.0\.1:\d+)")
 
 
-def start(*command: str) -> subprocess.Popen[str]:
+def start(*command: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
     )
 
 
@@ -95,8 +95,8 @@ class Forker:
 
 
 @contextmanager
-def forking(base: Path, store: Path) -> Iterator[Forker]:
-    with ended(start(str(FORKING), str(base), str(store))) as process:
+def forking(base: Path, store: Path, **environment: str) -> Iterator[Forker]:
+    with ended(start(str(FORKING), str(base), str(store), **environment)) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         forker = Forker(process)
         try:

@@ -72,6 +72,12 @@ def test_the_catalog_is_in_the_store_unless_it_is_said(tmp_path: Path) -> None:
     assert Settings(base="m", store_url="redis://h").catalog_url == "redis://h"
 
 
+def test_blobs_are_in_the_store_unless_it_is_said(tmp_path: Path) -> None:
+    assert Settings(base="m", store=tmp_path / "a b").blobs_url == f"file://{tmp_path}/a%20b/blobs"
+    assert Settings(base="m", store=Path("rel")).blobs_url == f"file://{Path.cwd()}/rel/blobs"
+    assert Settings(base="m", blob_url="s3://bucket").blobs_url == "s3://bucket"
+
+
 def test_sizes_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATCHBAY_KV_BYTES", "2GiB")
     monkeypatch.setenv("PATCHBAY_DELTA_CACHE_BYTES", "123")

@@ -26,7 +26,7 @@ def running_redis(*options: str, port: int | None = None) -> Iterator[str]:
         if os.environ.get("PATCHBAY_REQUIRE_REDIS") == "1":
             pytest.fail("PATCHBAY_REQUIRE_REDIS=1, and redis-server is not on PATH")
         pytest.skip("redis-server is not on PATH")
-    port = port or _free_port()
+    port = port or free_port()
     with tempfile.TemporaryDirectory() as folder:
         listen = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
         log = Path(folder) / "log"
@@ -46,7 +46,7 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -43,6 +43,13 @@ def check_name(name: str, *, param: str = "name") -> str:
     return name
 
 
+def check_digest(digest: str) -> Digest:
+    """Return `digest` if it is one, else raise NotFound: what is no digest names no blob."""
+    if not is_digest(digest):
+        raise NotFound(f"{digest[:80]!r} is not a digest: sha256: and 64 hex digits, lower case", param="digest")
+    return digest
+
+
 @dataclass(frozen=True, slots=True)
 class DeltaRecord:
     """One version of a delta. `created_at` is in unix seconds, `size` in bytes, `summary` JSON text."""
@@ -132,22 +139,31 @@ class Catalog(Protocol):
 
 
 class BlobStore(Protocol):
-    """Immutable files named by their digest. Thread-safe."""
+    """Immutable files named by their digest. Thread-safe. What is no digest is not found.
+
+    Any call may raise StoreUnavailable, and StoreFull where it writes.
+    """
 
     def new_temp(self) -> Path:
-        """A new empty file to fill, where `put` can move it from. Raises StoreFull, StoreUnavailable."""
+        """A new empty file to fill, where `put` can move it from."""
 
     def new_folder(self) -> Path:
         """A new empty folder to work in, on the blobs' file system, so that a blob can be linked into it.
 
-        Its caller removes it; what a dead process leaves goes like its temp files. Raises StoreFull, StoreUnavailable.
+        Its caller removes it; what a dead process leaves goes like its temp files.
         """
 
     def put(self, temp: Path, digest: Digest) -> None:
         """Move a complete file, whose digest the caller has verified, into place. Durable on return; idempotent."""
 
     def path(self, digest: Digest) -> Path:
-        """A readable file. Raises NotFound."""
+        """A readable file, which stays there as long as the returned object lives. Raises NotFound.
+
+        Paths that are made from it hold nothing: keep the object itself.
+        """
+
+    def size(self, digest: Digest) -> int:
+        """In bytes. Raises NotFound."""
 
     def exists(self, digest: Digest) -> bool: ...
 
@@ -168,6 +184,10 @@ def disk_errors(place: Path) -> Iterator[None]:
         if error.errno in _NO_ROOM:
             raise StoreFull(f"no space left at {place}: free some or delete deltas, then try again") from error
         raise StoreUnavailable(f"{place} cannot be used: {error.strerror or error}") from error
+
+
+def no_blob(digest: Digest) -> NotFound:
+    return NotFound(f"there is no blob {digest}", param="digest")
 
 
 # The catalogs say the same things in the same words. What is no name is cut short: it may be any text someone sent.

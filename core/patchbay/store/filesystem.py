@@ -7,16 +7,14 @@ removed when the next process starts.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from patchbay.errors import NotFound
-from patchbay.store.base import Digest, disk_errors, is_digest
+from patchbay.store.base import Digest, check_digest, disk_errors, is_digest, no_blob
+from patchbay.store.locks import locked, take_lock
 
 
 class FileBlobs:
@@ -31,11 +29,11 @@ class FileBlobs:
             _sync_folder(root)
             _sync_folder(root.parent)
             # Without this lock, a folder that is made but not yet locked, or half removed, would look left over.
-            with _locked(root / "tmp" / ".lock"):
+            with locked(root / "tmp" / ".lock"):
                 _remove_leftovers(root / "tmp")
                 self._temp = root / "tmp" / uuid.uuid4().hex
                 self._temp.mkdir()
-                self._alive: int | None = _lock(self._temp / ".lock", wait=True)
+                self._alive: int | None = take_lock(self._temp / ".lock", wait=True)
 
     def new_temp(self) -> Path:
         temp = self._temp / uuid.uuid4().hex
@@ -63,8 +61,13 @@ class FileBlobs:
     def path(self, digest: Digest) -> Path:
         target = self._location(digest)
         if not self.exists(digest):
-            raise NotFound(f"there is no blob {digest}", param="digest")
+            raise no_blob(digest)
         return target
+
+    def size(self, digest: Digest) -> int:
+        target = self.path(digest)
+        with disk_errors(self._root):
+            return target.stat().st_size
 
     def exists(self, digest: Digest) -> bool:
         target = self._location(digest)
@@ -88,16 +91,14 @@ class FileBlobs:
         if self._alive is None:
             return
         # What cannot be removed now is left over, and the next process removes it.
-        with suppress(OSError), _locked(self._root / "tmp" / ".lock"):
+        with suppress(OSError), locked(self._root / "tmp" / ".lock"):
             shutil.rmtree(self._temp)
         os.close(self._alive)
         self._alive = None
 
     def _location(self, digest: Digest) -> Path:
         # Digests reach here from requests: only the checked form may become a path.
-        if not is_digest(digest):
-            raise NotFound(f"{digest[:80]!r} is not a digest: sha256: and 64 hex digits, lower case", param="digest")
-        name = digest.removeprefix("sha256:")
+        name = check_digest(digest).removeprefix("sha256:")
         return self._blobs / name[:2] / name
 
 
@@ -105,34 +106,10 @@ def _remove_leftovers(temp_root: Path) -> None:
     for folder in temp_root.iterdir():
         if not folder.is_dir():
             continue
-        lock = _lock(folder / ".lock", wait=False)
+        lock = take_lock(folder / ".lock", wait=False)
         if lock is not None:
             shutil.rmtree(folder)
             os.close(lock)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = _lock(path, wait=True)
-    assert lock is not None
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock(path: Path, *, wait: bool) -> int | None:
-    """Open and lock a file; its descriptor, or None if another process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _sync_file(path: Path) -> None:

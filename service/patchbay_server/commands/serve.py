@@ -52,6 +52,14 @@ def serve(
             help="The catalog: sqlite:///... or redis://...",
         ),
     ] = None,
+    blob_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PATCHBAY_BLOB_URL",
+            show_default="files in the store",
+            help="Where bytes are kept: file:///..., s3://..., gs://..., az://... or redis://...",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -89,7 +97,7 @@ def serve(
     Every option is an environment variable too. With --json the one object is printed when the server has stopped.
     """
     names = {"base": base, "task": task, "dtype": dtype, "device": device, "host": host, "port": port}
-    places = {"store": store, "store_url": store_url, "workers": workers, "jobs_db": jobs_db}
+    places = {"store": store, "store_url": store_url, "blob_url": blob_url, "workers": workers, "jobs_db": jobs_db}
     memory = {"kv_bytes": kv_bytes, "delta_cache_bytes": delta_cache_bytes, "max_running": max_running}
     settings = make_settings({**names, **places, **memory, "preload": ",".join(preload or ()) or None})
     started = time.monotonic()

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from patchbay.errors import NotFound
 from patchbay.store.hub import Hub, Upload
 from patchbay_server.deps import HubDep, MetricsDep, SettingsDep
 from patchbay_server.errors import DigestMismatch
@@ -44,7 +43,7 @@ async def put_blob(
 @router.head("/{digest}")
 def head_blob(digest: DigestPath, hub: HubDep) -> Response:
     """200 where the server has the blob, 404 where it has not."""
-    size = hub.open_blob(digest).stat().st_size
+    size = hub.blobs.size(digest)
     return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
 
 
@@ -69,9 +68,7 @@ def _keep(hub: Hub, upload: Upload, digest: str) -> bool:
     found = upload.finish()
     if found != digest:
         raise DigestMismatch(f"the bytes are {found}, not {digest}: nothing was kept, send them again", param="digest")
-    try:
-        hub.open_blob(digest)
-    except NotFound:
-        hub.blobs.put(upload.path, digest)
-        return True
-    return False
+    if hub.blobs.exists(digest):
+        return False
+    hub.blobs.put(upload.path, digest)
+    return True

@@ -18,13 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import OutOfMemoryError, RedisError
-from redis.retry import Retry
 
-from patchbay.errors import StoreFull, StoreUnavailable
+from patchbay.errors import StoreUnavailable
 from patchbay.store import base
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
+from patchbay_server.stores.connection import RedisServer
 from patchbay_server.stores.scripts import ADD_VERSION, DELETE_DELTA, FIND_DIGEST, SAVE_MERGE, SET_CURRENT
 
 SCHEMA = 1
@@ -33,26 +31,20 @@ SCHEMA = 1
 class RedisCatalog:
     """A `Catalog` at `redis://` or `rediss://`; `client` replaces the one that would be made from `url`.
 
-    Nothing is retried: a change whose answer was lost may have been made, and repeating it could fail for that reason.
+    Reads are asked again for a second, changes are sent once: `connection.py` says why.
     Durable as far as the server is: `appendonly yes`, and `appendfsync always` if no second may be lost.
     """
 
     def __init__(self, url: str, prefix: str = "patchbay", *, client: redis.Redis | None = None) -> None:
-        try:
-            self._client = client or redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), decode_responses=True)
-        except ValueError as error:
-            raise StoreUnavailable(f"the catalog's URL cannot be read: {error}") from error
-        # Never the URL itself: it may hold a password.
-        self._place = "Redis at {host}:{port}".format_map(
-            {"host": "?", "port": "?"} | self._client.get_connection_kwargs()
-        )
+        self._server = RedisServer(url, text=True, client=client)
+        self._client = self._server.client
         self._prefix = f"{{{prefix}}}"
         self._add_version, self._set_current, self._delete_delta, self._save_merge, self._find_digest = (
             self._client.register_script(text)
             for text in (ADD_VERSION, SET_CURRENT, DELETE_DELTA, SAVE_MERGE, FIND_DIGEST)
         )
         try:
-            self._refuse_eviction()
+            self._server.refuse_eviction()
             self._check_schema()
         except BaseException:
             self.close()
@@ -82,7 +74,7 @@ class RedisCatalog:
     def find_digest(self, tenant: str, digest: Digest) -> list[DeltaRecord]:
         if not base.is_digest(digest):
             return []
-        rows = self._change(self._find_digest, tenant, [tenant, digest])
+        rows = self._server.ask(self._find_digest, keys=self._keys(tenant), args=[tenant, digest])
         found = [_record(tenant, name, version, text, current) for name, version, current, text in rows]
         return sorted(found, key=lambda record: (record.name, record.version))
 
@@ -130,52 +122,48 @@ class RedisCatalog:
         return record
 
     def get_merge(self, tenant: str, name: str) -> MergeRecord:
-        text = self._ask(self._client.hget, self._key("merges", tenant), name) if base.is_name(name) else None
+        text = self._server.ask(self._client.hget, self._key("merges", tenant), name) if base.is_name(name) else None
         if text is None:
             raise base.no_merge(name, self._merge_names(tenant))
         return MergeRecord(tenant, name, **json.loads(text))
 
     def list_merges(self, tenant: str) -> list[MergeRecord]:
-        merges = self._ask(self._client.hgetall, self._key("merges", tenant))
+        merges = self._server.ask(self._client.hgetall, self._key("merges", tenant))
         return [MergeRecord(tenant, name, **json.loads(text)) for name, text in sorted(merges.items())]
 
     def delete_merge(self, tenant: str, name: str) -> None:
-        if not base.is_name(name) or not self._ask(self._client.hdel, self._key("merges", tenant), name):
+        if not base.is_name(name) or not self._server.change(self._client.hdel, self._key("merges", tenant), name):
             raise base.no_merge(name, self._merge_names(tenant))
 
     def live_digests(self) -> set[Digest]:
-        return set(self._ask(self._client.hkeys, self._key("digests")))
+        return set(self._server.ask(self._client.hkeys, self._key("digests")))
 
     def ping(self) -> None:
-        self._ask(self._client.ping)
+        self._server.ask(self._client.ping)
 
     def close(self) -> None:
-        self._client.close()
+        self._server.close()
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
 
-    def _ask(self, command: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except OutOfMemoryError as error:
-            raise StoreFull(f"{self._place} is at its maxmemory: raise it, or delete deltas") from error
-        except RedisError as error:
-            raise StoreUnavailable(f"{self._place} does not answer as it should: {error}") from error
-
     def _change(self, script: Callable[..., Any], tenant: str, args: list[Any]) -> Any:
+        return self._server.change(script, keys=self._keys(tenant), args=args)
+
+    def _keys(self, tenant: str) -> list[str]:
+        """What every script is given."""
         per_tenant = [self._key(kind, tenant) for kind in ("deltas", "versions", "deleted", "merges")]
-        return self._ask(script, keys=[*per_tenant, self._key("digests")], args=args)
+        return [*per_tenant, self._key("digests")]
 
     def _entries(self, tenant: str) -> dict[str, Any]:
         """The names with live versions."""
-        texts = self._ask(self._client.hgetall, self._key("deltas", tenant))
+        texts = self._server.ask(self._client.hgetall, self._key("deltas", tenant))
         entries = {name: json.loads(text) for name, text in texts.items()}
         return {name: entry for name, entry in entries.items() if entry["live"]}
 
     def _entry(self, tenant: str, name: str) -> Any:
         """A name's entry. Raises NotFound if it has no live version."""
-        text = self._ask(self._client.hget, self._key("deltas", tenant), name) if base.is_name(name) else None
+        text = self._server.ask(self._client.hget, self._key("deltas", tenant), name) if base.is_name(name) else None
         entry = json.loads(text) if text else None
         if not entry or not entry["live"]:
             raise base.no_delta(name, self._entries(tenant))
@@ -186,47 +174,29 @@ class RedisCatalog:
         if not chosen:
             return []
         fields = [f"{name}@{version}" for name, version in chosen]
-        texts = self._ask(self._client.hmget, self._key("versions", tenant), fields)
+        texts = self._server.ask(self._client.hmget, self._key("versions", tenant), fields)
         return [
             _record(tenant, name, version, text, entries[name]["current"])
             for (name, version), text in zip(chosen, texts, strict=True)
         ]
 
     def _merge_names(self, tenant: str) -> list[str]:
-        return list(self._ask(self._client.hkeys, self._key("merges", tenant)))
+        return list(self._server.ask(self._client.hkeys, self._key("merges", tenant)))
 
     def _missing(self, tenant: str, name: str, version: int | None, entry: Any) -> Exception:
         if not entry["live"] or version is None:
             return base.no_delta(name, self._entries(tenant))
         return base.no_version(name, version, _live(entry))
 
-    def _refuse_eviction(self) -> None:
-        policy = self._policy()
-        if policy != "noeviction":
-            raise StoreUnavailable(
-                f"{self._place} has maxmemory-policy {policy}, which deletes catalog entries when memory runs short: "
-                "set `maxmemory-policy noeviction`, or give the catalog a Redis of its own"
-            )
-
-    def _policy(self) -> str | None:
-        # CONFIG is often forbidden on managed servers; INFO rarely is.
-        def configured() -> Any:
-            try:
-                return self._client.config_get("maxmemory-policy")
-            except redis.ResponseError:
-                return {}
-
-        policy: str | None = self._ask(configured).get("maxmemory-policy")
-        return policy or self._ask(self._client.info, "memory").get("maxmemory_policy")
-
     def _check_schema(self) -> None:
         key = self._key("schema")
-        if self._ask(self._client.get, key) is None:
-            self._ask(self._client.set, key, SCHEMA, nx=True)
-        found = self._ask(self._client.get, key)
+        if self._server.ask(self._client.get, key) is None:
+            self._server.change(self._client.set, key, SCHEMA, nx=True)
+        found = self._server.ask(self._client.get, key)
         if found != str(SCHEMA):
             raise StoreUnavailable(
-                f"the catalog at {self._place} has schema {found} and this Patchbay knows {SCHEMA}: upgrade Patchbay"
+                f"the catalog at {self._server.place} has schema {found} and this Patchbay knows {SCHEMA}: "
+                "upgrade Patchbay"
             )
 
 

@@ -23,6 +23,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
         "PORT",
         "STORE",
         "STORE_URL",
+        "BLOB_URL",
         "TASK",
         "DTYPE",
         "DEVICE",

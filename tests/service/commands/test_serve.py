@@ -37,6 +37,8 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         (["--device", "abacus"], {}, "unknown device 'abacus'"),
         (["--task", "nonsense"], {}, "unknown task 'nonsense'"),
         (["--store-url", "ftp://x"], {}, "ftp"),
+        (["--blob-url", "ftp://x"], {}, "names no blob store"),
+        ([], {"PATCHBAY_BLOB_CACHE_BYTES": "much"}, "PATCHBAY_BLOB_CACHE_BYTES: 'much' is no size"),
         (["--preload", "math", "--preload", "code@2"], {}, "there is no delta 'math'"),
         (["--kv-bytes", "much"], {}, "PATCHBAY_KV_BYTES: 'much' is no size"),
         ([], {"PATCHBAY_PREFIX_BYTES": "much"}, "PATCHBAY_PREFIX_BYTES: 'much' is no size"),
