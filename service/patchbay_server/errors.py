@@ -110,7 +110,7 @@ def _respond(
 ) -> JSONResponse:
     if status == HTTPStatus.UNAUTHORIZED:
         headers = {"WWW-Authenticate": "Bearer"}
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers = {"Retry-After": "1"}  # in seconds
     return JSONResponse(error_body(message, status, code, param), status, headers)
 

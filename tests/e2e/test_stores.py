@@ -13,9 +13,10 @@ import httpx2
 import pytest
 from tests import pico
 from tests.e2e.processes import Forker, forking
-from tests.service.serving import ok
+from tests.service.serving import assert_error, ok
 from tests.store.redis_server import running_redis
 from tests.stores.moto_server import CREDENTIALS, make_bucket, s3_endpoint
+from tests.waiting import until
 
 __all__ = ["s3_endpoint"]
 
@@ -100,3 +101,33 @@ def test_blobs_in_s3_are_served_after_a_restart_with_an_empty_cache(
     for name, data in deltas.items():
         assert client.get(f"/v1/deltas/{name}/file").content == data
         assert upload(client, name, data).status_code == 200
+
+
+def test_a_lost_catalog_stops_changes_and_not_what_is_resident(
+    forker: Forker, deltas: dict[str, bytes], redis: Redis
+) -> None:
+    client = forker.start()
+    before = ok(classify(client, "math"))
+    redis.kill()
+    for _ in range(10):
+        assert ok(classify(client, "math")) == before
+        for model in ("0.5*math", "math@1", "base"):
+            ok(classify(client, model))
+    for refused in (
+        classify(client, "code"),
+        upload(client, "law", deltas["code"]),
+        client.put("/v1/deltas/math/current", json={"version": 1}),
+        client.delete("/v1/deltas/math"),
+        client.get("/v1/deltas"),
+        client.get("/readyz"),
+    ):
+        assert_error(refused, 503, "store_unavailable")
+        assert refused.headers["retry-after"] == "1"
+    assert ok(classify(client, "math")) == before and client.get("/healthz").status_code == 200
+    redis.start()
+    until(lambda: classify(client, "code").status_code == 200)
+    assert ok(classify(client, "math")) == before and ok(client.get("/readyz"))["status"] == "ready"
+    assert ok(upload(client, "math", deltas["code"]), 201)["version"] == 2
+    assert ok(classify(client, "math"))["patchbay"]["deltas"][0]["version"] == 2
+    ok(client.delete("/v1/deltas/math"))
+    assert_error(classify(client, "math"), 404, "not_found", "model")

@@ -8,7 +8,8 @@ import pytest
 
 from patchbay.errors import StoreUnavailable
 from patchbay.store import FileBlobs, SqliteCatalog
-from patchbay_server.stores import RedisCatalog, open_blobs, open_catalog
+from patchbay_server.stores import open_blobs, open_catalog
+from patchbay_server.stores.remembered import RememberedCatalog
 from patchbay_server.stores.remote import RemoteBlobs
 
 
@@ -26,7 +27,7 @@ def test_a_relative_sqlite_path_has_three(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_redis(redis_url: str) -> None:
     with closing(open_catalog(redis_url)) as catalog:
-        assert isinstance(catalog, RedisCatalog)
+        assert isinstance(catalog, RememberedCatalog)
         catalog.ping()
 
 

@@ -10,6 +10,7 @@ from patchbay.store import BlobStore, Catalog, FileBlobs, SqliteCatalog
 from patchbay_server.stores.cache import BlobCache
 from patchbay_server.stores.redis import RedisCatalog
 from patchbay_server.stores.redis_blobs import RedisObjects
+from patchbay_server.stores.remembered import RememberedCatalog
 from patchbay_server.stores.remote import Objects, RemoteBlobs
 
 OBJECT_STORES = ("s3", "gs", "az")
@@ -22,7 +23,7 @@ def open_catalog(url: str) -> Catalog:
     """
     scheme, separator, rest = url.partition("://")
     if scheme in ("redis", "rediss") and separator:
-        return RedisCatalog(url)
+        return RememberedCatalog(RedisCatalog(url))
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         return SqliteCatalog(Path(unquote(rest[1:])))
     raise StoreUnavailable(
