@@ -37,12 +37,12 @@ format: venv  ## rewrite the code in the one format
 test: lint $(MOTO)  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server an error
 	PATCHBAY_REQUIRE_MOTO=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-test-long: venv  ## thousands of interleaved requests, and every architecture that answers many at once
+test-long: venv $(MOTO)  ## thousands of interleaved requests, every architecture that answers many at once, every fault of the network
 	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
 	  tests/engine/test_encoder_interleavings.py tests/engine/test_isolation.py tests/engine/test_mixed.py \
 	  tests/service/demo tests/jobs/test_crash.py tests/e2e/test_server.py \
 	  tests/benchmarks/test_soak.py tests/benchmarks/test_methods.py tests/benchmarks/test_serving.py \
-	  tests/service/commands/test_remote_compress.py
+	  tests/service/commands/test_remote_compress.py tests/stores/test_faults.py
 
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
