@@ -33,15 +33,16 @@ def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) ->
         docs_url=None,  # FastAPI's pages load their scripts from another site
         redoc_url=None,
     )
-    app.state.settings, app.state.engine, app.state.hub = settings, engine, hub
+    app.state.settings, app.state.engine = settings, engine
     app.state.queue, app.state.stopping = queue, Event()
     app.state.inference, app.state.turns = Threads(settings.max_waiting), Turns(READERS)
-    app.state.metrics = metrics = Metrics(engine, queue)
+    app.state.metrics = metrics = Metrics(engine, hub, queue)
+    app.state.hub = metrics.store.watched(hub)
     engine.observe(metrics.of_engine)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_recording_bytes=settings.max_recording_bytes)
     if settings.api_key is not None:
-        app.add_middleware(RequireKey, key=settings.api_key)
+        app.add_middleware(RequireKey, key=settings.api_key, failures=metrics.auth_failures)
     app.add_middleware(Measure, metrics=metrics)
     for router in ROUTERS:
         app.include_router(router)

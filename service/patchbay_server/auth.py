@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
+from prometheus_client import Counter
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,15 +17,19 @@ OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
 
 @dataclass(frozen=True, slots=True)
 class RequireKey:
-    """401 for every path but the open ones, unless the request carries `key`, compared in constant time."""
+    """401 for every path but the open ones, unless the request carries `key`, compared in constant time. `failures`
+    counts them.
+    """
 
     app: ASGIApp
     key: SecretStr
+    failures: Counter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN or self._matches(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
+        self.failures.inc()
         error = Unauthorized("send the server's key as 'Authorization: Bearer KEY'", param="authorization")
         await respond(error)(scope, receive, send)
 

@@ -71,7 +71,7 @@ class Resolver:
         """What the model means, made ready to run."""
         resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, body.model, body.patch, body.head)
         ready = self.engine.prepare(resolved.canonical, Path(body.path) if body.path else None, patience)
-        self.metrics.inferences.labels(resolved.label, ready.path).inc()
+        self.metrics.asked(resolved.label, ready)
         return resolved, ready
 
     def recipe(self, recipe: Recipe | str) -> Resolved:

@@ -17,6 +17,7 @@ from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Hub
 
 BASE = "base"
+MERGE = "merge"  # what metrics call a recipe that a request writes out itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +75,19 @@ def resolve(
     if model in (base, BASE):
         if patch is None:
             return Resolved(BASE, None, None, (), _written_head(head, None))
-        return _pin(hub, tenant, patch, head, label="merge")
+        return _pin(hub, tenant, patch, head, label=MERGE)
     if patch is not None:
         raise InvalidRecipe(f"'patch' goes with the base as model, not with {model!r}", param="model")
     saved = _saved_merge(hub, tenant, model)
     if saved is not None:
         return _from_saved(hub, tenant, model, saved, head)
     recipe = parse(model)
-    return _pin(hub, tenant, recipe, head, label=recipe.terms[0].name if _is_plain(recipe) else "merge")
+    return _pin(hub, tenant, recipe, head, label=recipe.terms[0].name if _is_plain(recipe) else MERGE)
 
 
 def pin_recipe(hub: Hub, tenant: str, recipe: Recipe, *, follow: bool) -> tuple[str, Resolved]:
     """The JSON that a saved merge stores, and what it means now."""
-    resolved = _pin(hub, tenant, recipe, None, label="merge")
+    resolved = _pin(hub, tenant, recipe, None, label=MERGE)
     pins = {p.term: {"name": p.name, "version": p.version, "digest": p.digest} for p in resolved.pinned}
     kept = recipe if follow else named(recipe)
     return json.dumps({"recipe": kept.model_dump(mode="json"), "follow": follow, "pins": pins}), resolved

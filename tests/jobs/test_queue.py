@@ -60,6 +60,16 @@ def test_the_oldest_first_and_each_to_one_worker(queue: JobQueue) -> None:
     assert [job.id for job in queue.list_jobs(T, 2)] == jobs[:0:-1]
 
 
+def test_those_that_run_whoever_they_are_of(queue: JobQueue) -> None:
+    jobs = [queue.submit(tenant, "search", {})[0].id for tenant in ("ann", "bob", "cid")]
+    assert queue.running() == []
+    first = claim(queue)
+    claim(queue)
+    assert [job.id for job in queue.running()] == jobs[:2]
+    queue.finish(lease_of(first), State.DONE)
+    assert [job.id for job in queue.running()] == jobs[1:2]
+
+
 def test_many_threads_and_two_connections_share_the_jobs_out(queue: JobQueue, tmp_path: Path) -> None:
     jobs = {submit(queue, number).id for number in range(12)}
     taken: list[str] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 from tests.service.compressing import put_folder, work
@@ -174,6 +175,8 @@ def test_every_metric_and_no_other(vit: Served) -> None:
         [family] = collector.collect()
         name = family.name + ("_total" if family.type == "counter" else "")
         real[name] = [family.type, ", ".join(f"`{label}`" for label in collector._labelnames)]
+    for family in ProcessCollector(registry=None).collect():
+        real[family.name + ("_total" if family.type == "counter" else "")] = [family.type, ""]
     assert {name: cells[:2] for name, cells in table(TEXT, "metric").items()} == real
 
 

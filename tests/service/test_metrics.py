@@ -5,10 +5,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.service.held import before_pass, held
-from tests.service.serving import Serve, Served, assert_error, ok
+from tests.service.serving import Serve, Served, assert_error, ok, serving
 from tests.waiting import until
+
+import patchbay
+from patchbay.backbone import Backbone
+from patchbay_server.jobs.base import State, lease_of
 
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -112,7 +117,7 @@ def test_caches(vit: Served) -> None:
     assert value(found, "patchbay_delta_cache_bytes") == vit.engine.recipes.deltas.num_bytes > 0
     assert value(found, "patchbay_plan_cache_bytes") == vit.engine.recipes.plans.num_bytes > 0
     assert value(found, "patchbay_resident_bytes") == vit.backbone.num_bytes
-    assert value(found, "patchbay_plan_build_seconds_count") == 3
+    assert value(found, "patchbay_plan_build_seconds_count", method="task_arithmetic") == 3
     assert value(found, "patchbay_pinned_delta_bytes") == 0
     ok(vit.post("/v1/deltas/math/pin"))
     assert value(samples(vit), "patchbay_pinned_delta_bytes") == vit.engine.recipes.deltas.pinned_bytes > 0
@@ -239,3 +244,63 @@ def test_a_base_that_writes_no_text_has_no_values_of_it(vit: Served) -> None:
     ask(vit, "math")
     found = samples(vit)
     assert not any(name.startswith("vllm:") for name, _ in found)
+
+
+def test_the_parts_of_a_text(llama: Served) -> None:
+    usages = [ok(complete(llama, "math", max_tokens=count))["usage"] for count in (1, 4)]
+    found, name = after(llama, 2), llama.backbone.name
+    parts = [f"vllm:request_{part}_time_seconds" for part in ("queue", "prefill", "decode")]
+    assert [value(found, f"{part}_count", model_name=name) for part in parts] == [2, 2, 2]
+    whole = value(found, "vllm:e2e_request_latency_seconds_sum", model_name=name)
+    assert sum(value(found, f"{part}_sum", model_name=name) for part in parts) == pytest.approx(whole, rel=1e-6)
+    for what, field in (("prompt", "prompt_tokens"), ("generation", "completion_tokens")):
+        total = sum(usage[field] for usage in usages)
+        assert value(found, f"vllm:request_{what}_tokens_sum", model_name=name) == total
+
+
+def test_what_makes_room(vit: Served) -> None:
+    for model in ("math", "code"):
+        ask(vit, model)
+    assert value(samples(vit), "patchbay_delta_cache_evictions_total") == 0
+    pool = vit.engine.recipes.deltas
+    pool.max_bytes = pool.num_bytes - 1
+    pool.discard(pool.keys[-1])
+    ask(vit, "code")
+    assert value(samples(vit), "patchbay_delta_cache_evictions_total") == 1, "of what was used first"
+
+
+def test_who_came_without_the_key(backbone: Callable[[str], Backbone], tmp_path: Path) -> None:
+    key = {"authorization": "Bearer a-key-of-twenty-signs"}
+    with serving(backbone("vit"), tmp_path, api_key="a-key-of-twenty-signs") as vit:
+        for headers in ({}, {"authorization": "Bearer wrong"}, key):
+            vit.get("/v1/models", headers=headers)
+        text = vit.get("/metrics", headers=key).text
+    assert "patchbay_auth_failures_total 2.0" in text and "wrong" not in text
+
+
+def test_what_runs_and_whether_it_can_answer(vit: Served) -> None:
+    found = samples(vit)
+    about = {"version": patchbay.__version__, "base": vit.backbone.name, "task": "image-classification"}
+    assert value(found, "patchbay_build_info", **about) == 1
+    assert value(found, "patchbay_ready") == 1
+    assert value(found, "process_resident_memory_bytes") > 0
+    vit.engine.drain()
+    assert value(samples(vit), "patchbay_ready") == 0
+
+
+def test_how_far_jobs_are(vit: Served) -> None:
+    queue = vit.app.state.queue
+    first, _ = queue.submit("default", "transfer", {})
+    queue.submit("default", "transfer", {})
+    ratio, count, best = (f"patchbay_job_{what}" for what in ("stage_ratio", "evaluations", "best_score"))
+    job, labels = queue.claim("worker", 30), {"job": first.id, "kind": "transfer"}
+    assert not any(name.startswith("patchbay_job_") for name, _ in samples(vit)), "nothing was reported"
+    progress = {"evaluation": 3, "evaluations": 40, "best_score": None, "stage": "search", "done": 3, "total": 12}
+    queue.report(lease_of(job), progress)
+    found = samples(vit)
+    assert (value(found, ratio, **labels), value(found, count, **labels)) == (0.25, 3)
+    assert not any(name == best for name, _ in found), "nothing was scored"
+    queue.report(lease_of(job), progress | {"best_score": -0.5})
+    assert value(samples(vit), best, **labels) == -0.5
+    queue.finish(lease_of(job), State.DONE, result={})
+    assert not any(name.startswith("patchbay_job_") for name, _ in samples(vit))

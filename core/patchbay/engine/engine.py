@@ -152,7 +152,7 @@ class Engine:
 
     def observe(self, observer: Observer) -> None:
         """Tells it what happens from now on, instead of the one before."""
-        self.recipes.built = observer.built
+        self.recipes.loaded, self.recipes.built = observer.loaded, observer.built
         self.encoders.observer = observer
         if self._language is not None:
             self._language.generator.observer = observer

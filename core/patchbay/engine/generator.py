@@ -6,6 +6,7 @@ One thread calls `step`; others add and cancel. Knows nothing of the web and of 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 from contextlib import AbstractContextManager
@@ -121,6 +122,7 @@ class Generator:
         with self._lock:
             admitted = self.scheduler.admit()
         for sequence in admitted:
+            sequence.admitted = time.monotonic()
             if self._prefixes and not sequence.wants_prompt:  # whose probabilities only a forward pass gives
                 tokens = sequence.request.prompt[:-1]  # the last one is read: its logits are the first answer's
                 sequence.computed = self._prefixes.restore(sequence.request.ready.key, tokens, sequence.place)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from patchbay.engine.recipes import Ready
 from patchbay.engine.sequence import Sequence
+from patchbay.merge import CanonicalRecipe
 
 
 class Observer:
@@ -23,5 +24,8 @@ class Observer:
     def finished(self, sequence: Sequence) -> None:
         """It is over, however it ended."""
 
-    def built(self, seconds: float) -> None:
-        """A plan was not in memory and has been made."""
+    def loaded(self, digest: str, seconds: float) -> None:
+        """A delta was not in memory and has been loaded, in the thread of whoever asked for it."""
+
+    def built(self, recipe: CanonicalRecipe, seconds: float) -> None:
+        """A plan was not in memory and has been made, in the thread of whoever asked for it."""

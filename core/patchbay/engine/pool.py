@@ -41,6 +41,7 @@ class Pool(Generic[V]):
         self.num_bytes = 0
         self.hits = 0
         self.misses = 0
+        self.evictions = 0
         self._values: OrderedDict[str, V] = OrderedDict()
         self._alive: WeakValueDictionary[str, V] = WeakValueDictionary()  # `_values`, and what left and is still used
         self._pinned: dict[str, V] = {}
@@ -189,6 +190,7 @@ class Pool(Generic[V]):
         while self.num_bytes > self.max_bytes:  # what is used is found again for as long as it is
             oldest = next(other for other in self._values if other not in self._pinned and other != key)
             self.num_bytes -= self._values.pop(oldest).num_bytes
+            self.evictions += 1
 
     def _throw_out_idle(self, max_bytes: int, *, but: str | None = None) -> None:
         """The least recently used of what nobody uses, until so many bytes are alive."""
@@ -203,6 +205,7 @@ class Pool(Generic[V]):
             if used is None:
                 del self._values[key]
                 self.num_bytes -= num_bytes
+                self.evictions += 1
                 alive -= num_bytes
             else:
                 self._values[key] = used

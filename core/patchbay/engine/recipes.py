@@ -97,7 +97,9 @@ class Recipes:
         self.plans: Pool[Built] = Pool(plan_bytes)
         # One for all requests of a recipe while any is under way: their rows are one segment then.
         self._in_use: WeakValueDictionary[str, ActivePlan] = WeakValueDictionary()
-        self.built: Callable[[float], None] = lambda seconds: None  # told how long each plan took
+        # Told how long each of them took.
+        self.loaded: Callable[[str, float], None] = lambda digest, seconds: None
+        self.built: Callable[[CanonicalRecipe, float], None] = lambda recipe, seconds: None
         self._load = load
 
     def prepare(
@@ -159,6 +161,7 @@ class Recipes:
         return found
 
     def _make(self, digest: str) -> CompiledDelta:
+        started = time.perf_counter()
         delta = self._load(digest)
         if not self.proof.ok or delta.appended:
             made = CompiledDelta(delta, {})  # it runs by patches alone
@@ -170,6 +173,7 @@ class Recipes:
                 f"{made.num_bytes:,}",
                 f"{self.deltas.max_bytes:,}",
             )
+        self.loaded(digest, time.perf_counter() - started)
         return made
 
     def _built(self, recipe: CanonicalRecipe, deltas: Mapping[str, Delta]) -> Built:
@@ -183,7 +187,7 @@ class Recipes:
         if merged.delta is not None and self._not_decoupled(merged, deltas) is None:
             merged = replace(merged, delta=pack(merged.delta, self.backbone))
             compiled = None if self._is_heavy(merged, deltas) else self._compiled(merged)
-        self.built(time.perf_counter() - started)
+        self.built(recipe, time.perf_counter() - started)
         return Built(merged, compiled)
 
     def _compiled(self, merged: Merged) -> CompiledDelta:

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Sequence:
     """`place` is where its keys and values are, and None while it waits; `computed` how many tokens have theirs.
     `skipped`: how often a later one was let in before it. Times are on the clock of `time.monotonic`; `waited` is how
-    long the last token took since the one before, or the first since the request came. `ended` is a finish reason, or
-    "abort" where it was given up, or "error".
+    long the last token took since the one before, or the first since the request came. `admitted`: when it got memory;
+    `first`: when it had a token. `ended` is a finish reason, or "abort" where it was given up, or "error".
     """
 
     request: Request
@@ -35,6 +35,8 @@ class Sequence:
     has_failed: bool = False
     is_cancelled: bool = False
     arrived: float = field(default_factory=time.monotonic)
+    admitted: float | None = None
+    first: float | None = None
     told: float | None = None
     waited: float = 0.0
     over: float | None = None
@@ -85,6 +87,7 @@ class Sequence:
         params, request = self.request.params, self.request
         now = time.monotonic()
         self.waited, self.told = now - (self.told or self.arrived), now
+        self.first = self.first or now
         self.draws.answer.append(found.token)
         ended = (found.token in request.ends and not params.ignore_eos) or found.token in params.stop_token_ids
         text = self._text.push(found.token)

@@ -81,12 +81,12 @@ class Hub:
     def __init__(self, catalog: Catalog, blobs: BlobStore, reserved: frozenset[str]) -> None:
         self.catalog = catalog
         self.blobs = blobs
-        self._reserved = reserved
+        self.reserved = reserved
 
     def check_name(self, name: str) -> str:
         """Return `name` if something may be stored under it, else raise InvalidName. Call it before reading bytes."""
         check_name(name)
-        if name in self._reserved:
+        if name in self.reserved:
             raise InvalidName(f"the name {name!r} is reserved: it means something in expressions", param="name")
         return name
 

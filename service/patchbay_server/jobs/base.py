@@ -126,6 +126,9 @@ class JobQueue(Protocol):
 
     def count_states(self) -> dict[State, int]: ...
 
+    def running(self) -> list[Job]:
+        """Of all tenants, the oldest first. They are no more than workers, and those that were lost."""
+
     def claim(self, owner: str, seconds: float) -> Job | None:
         """The oldest job that is queued, or whose lease has run out, now running under this owner.
 

@@ -90,6 +90,10 @@ class SqliteQueue(Database):
             found = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in State}
 
+    def running(self) -> list[Job]:
+        with self.transaction(write=False) as db:
+            return _jobs(db, "state = ? ORDER BY number", State.RUNNING)
+
     def claim(self, owner: str, seconds: float) -> Job | None:
         if not self._has_open():
             return None  # looked for without the write lock: idle workers must not keep anybody waiting

@@ -128,8 +128,7 @@ def delete_delta(
     deleted = hub.catalog.delete_delta(tenant, name, version)
     answer = {"deleted": [_shown(record, engine) for record in deleted]}
     forget(engine, hub, tenant, deleted)
-    if version is None:
-        metrics.forget(name)
+    metrics.forget(name, version)
     return answer
 
 
