@@ -34,7 +34,7 @@ format: venv  ## rewrite the code in the one format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
 
-test: lint $(MOTO)  ## all tests; PATCHBAY_REQUIRE_REDIS=1 makes a missing redis-server an error
+test: lint $(MOTO)  ## all tests; PATCHBAY_REQUIRE_REDIS=1 and PATCHBAY_REQUIRE_PROMTOOL=1 make what is missing an error
 	PATCHBAY_REQUIRE_MOTO=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-long: venv $(MOTO)  ## thousands of interleaved requests, every architecture that answers many at once, every fault of the network

@@ -84,10 +84,10 @@ def test_the_changelog_knows_this_version() -> None:
     assert "## Unreleased" in changelog or f"## {patchbay.__version__}" in changelog
 
 
-def test_ci_installs_redis_and_calls_the_readmes_test_command() -> None:
+def test_ci_installs_what_tests_would_skip_without_and_calls_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert "redis-server" in script
-    assert "PATCHBAY_REQUIRE_REDIS=1 make test" in script
+    assert "redis-server" in script and "prometheus" in script
+    assert "PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_PROMTOOL=1 make test" in script
 
 
 def test_compose_runs_the_service_on_a_redis_that_forgets_nothing() -> None:
