@@ -27,6 +27,7 @@ from patchbay_server.commands.output import print_json, printable
 from patchbay_server.commands.push import push
 from patchbay_server.commands.reconstruct import reconstruct
 from patchbay_server.commands.serve import serve
+from patchbay_server.commands.store import store
 from patchbay_server.commands.transfer import transfer
 from patchbay_server.commands.tune import tune
 from patchbay_server.commands.verify import verify
@@ -67,6 +68,7 @@ for command in (*OFFLINE, serve, push, ls, show, rm, worker, demo):
     app.command()(command)
 app.add_typer(jobs)
 app.add_typer(neuript)
+app.add_typer(store)
 
 
 def main() -> None:

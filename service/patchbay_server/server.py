@@ -28,7 +28,7 @@ from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.pins import preload
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
-from patchbay_server.stores.urls import open_blobs, open_catalog
+from patchbay_server.stores.opened import open_store
 
 DRAIN_S = 15  # seconds that requests under way are given to end
 END_S = 5  # and that they then have to say that they were ended
@@ -43,14 +43,7 @@ class CannotListen(PatchbayError):
 def open_hub(settings: Settings, base_name: str) -> Hub:
     """The store that the settings name. Raises StoreUnavailable."""
     settings.store.mkdir(parents=True, exist_ok=True)
-    reserved = frozenset({BASE, base_name, *METHODS})
-    cache = settings.store / "blob-cache"
-    blobs = open_blobs(settings.blobs_url, cache, settings.blob_cache_bytes, settings.redis_blob_bytes)
-    try:
-        return Hub(open_catalog(settings.catalog_url), blobs, reserved)
-    except BaseException:
-        blobs.close()
-        raise
+    return open_store(settings, frozenset({BASE, base_name, *METHODS}))
 
 
 def check_store(hub: Hub, backbone: Backbone) -> list[str]:

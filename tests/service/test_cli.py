@@ -41,7 +41,7 @@ NAMES = [
     "worker",
     "demo",
 ]
-GROUPS = ["jobs", "neuript"]
+GROUPS = ["jobs", "neuript", "store"]
 DEADLINE_S = 60.0
 
 

@@ -22,6 +22,7 @@ DEFAULT_TENANT = "default"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGESTS = re.compile(r"sha256:[0-9a-f]{64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -31,6 +32,11 @@ def is_name(text: str) -> bool:
 
 def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
+
+
+def digests_in(text: str) -> set[Digest]:
+    """All that are written in a text."""
+    return set(_DIGESTS.findall(text))
 
 
 def check_name(name: str, *, param: str = "name") -> str:
@@ -132,6 +138,26 @@ class Catalog(Protocol):
     def live_digests(self) -> set[Digest]:
         """Digests of all live versions of all tenants."""
 
+    def all_versions(self) -> list[DeltaRecord]:
+        """The live versions of all tenants, by tenant, name and version: for whoever looks after the store."""
+
+    def pinned_digests(self) -> set[Digest]:
+        """Digests that saved merges of any tenant name, whether a version has them or not."""
+
+    def hold(self, digest: Digest, seconds: float) -> None:
+        """For so long nobody removes the blob, which may not be there yet. Shortens no other hold.
+
+        Raises StoreUnavailable while the blob is being removed.
+        """
+
+    def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
+        """Whether a blob may be removed: no live version has the digest, none had it that was deleted after `since`
+        (unix seconds), and nobody holds it. If so nobody can hold it for as long as given, or until it is pardoned.
+        """
+
+    def pardon(self, digest: Digest) -> None:
+        """It can be held again."""
+
     def ping(self) -> None:
         """Raises StoreUnavailable if the catalog does not answer."""
 
@@ -230,6 +256,10 @@ def owned_by(kind: str, name: str) -> NameTaken:
     return NameTaken(
         f"the name {name!r} belongs to a {kind}: choose another name, or delete the {kind} first", param="name"
     )
+
+
+def being_removed(digest: Digest) -> StoreUnavailable:
+    return StoreUnavailable(f"blob {digest} is being removed at this moment: send it again in a minute")
 
 
 def merge_exists(name: str) -> NameTaken:

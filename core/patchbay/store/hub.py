@@ -15,6 +15,9 @@ from typing import BinaryIO
 from patchbay.errors import DeltaTooLarge, InvalidName, NotFound, StoreUnavailable
 from patchbay.store.base import BlobStore, Catalog, DeltaRecord, Digest, MergeRecord, check_name, disk_errors, owned_by
 
+PUBLISHING_S = 600.0  # what is put is named within this time, or the blob counts as left over
+KEPT_S = 86_400.0  # a blob that was sent alone waits so long for a job that reads it
+
 
 class Upload:
     """Bytes on their way into the store, hashed and counted as they come.
@@ -107,8 +110,27 @@ class Hub:
         # add_version decides; asking here as well keeps a refused upload from leaving its blob behind.
         if _found(lambda: self.catalog.get_merge(tenant, name)):
             raise owned_by("merge", name)
-        self.blobs.put(upload.path, upload.digest)
+        self._put(upload, PUBLISHING_S)
         return self.catalog.add_version(tenant, name, upload.digest, upload.size, summary, activate)
+
+    def keep(self, upload: Upload) -> bool:
+        """Store a finished upload that has no name; False where its bytes are there already. It is kept for a day, and
+        as long as a job that is not over reads it. Raises StoreFull, StoreUnavailable.
+        """
+        self.catalog.hold(upload.digest, KEPT_S)
+        if self.blobs.exists(upload.digest):
+            return False
+        self._put(upload, KEPT_S)
+        return True
+
+    def _put(self, upload: Upload, seconds: float) -> None:
+        """Nothing names the blob yet: held, it is not taken for one that is left over."""
+        self.catalog.hold(upload.digest, seconds)
+        self.blobs.put(upload.path, upload.digest)
+        self.catalog.hold(upload.digest, seconds)
+        # Where writing took longer than the first hold, it may have been collected before the second one.
+        if not self.blobs.exists(upload.digest):
+            raise StoreUnavailable("writing the upload took so long that it was removed meanwhile: send it again")
 
     def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
         """`Catalog.save_merge`, under an allowed name."""

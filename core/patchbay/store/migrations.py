@@ -34,7 +34,14 @@ def m0002_merges(db: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (m0001_deltas, m0002_merges)
+def m0003_holds(db: sqlite3.Connection) -> None:
+    # until: unix seconds; condemned: held by whoever removes the blob, so that nobody else can hold it.
+    db.execute(
+        "CREATE TABLE holds (digest TEXT PRIMARY KEY, until REAL NOT NULL, condemned INTEGER NOT NULL) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (m0001_deltas, m0002_merges, m0003_holds)
 SCHEMA = Schema(
     table="migrations",
     steps=MIGRATIONS,

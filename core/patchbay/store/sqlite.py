@@ -6,14 +6,14 @@ import sqlite3
 import time
 from pathlib import Path
 
-from patchbay.store import base
+from patchbay.store import base, holds
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay.store.database import Database
 from patchbay.store.migrations import SCHEMA
 
 _SELECT = """SELECT d.tenant, d.name, d.version, d.digest, d.size, d.created_at, d.summary, d.version IS n.current
              FROM deltas d JOIN delta_names n USING (tenant, name)
-             WHERE d.deleted_at IS NULL AND d.tenant = ? """
+             WHERE d.deleted_at IS NULL """
 _NEWEST = "SELECT max(version) FROM deltas l WHERE l.tenant = d.tenant AND l.name = d.name AND l.deleted_at IS NULL"
 
 
@@ -130,12 +130,41 @@ class SqliteCatalog(Database):
         with self.transaction(write=False) as db:
             return {row[0] for row in db.execute("SELECT DISTINCT digest FROM deltas WHERE deleted_at IS NULL")}
 
+    def all_versions(self) -> list[DeltaRecord]:
+        with self.transaction(write=False) as db:
+            return _rows(db, "ORDER BY tenant, name, version")
+
+    def pinned_digests(self) -> set[Digest]:
+        with self.transaction(write=False) as db:
+            recipes = db.execute("SELECT recipe FROM merges")
+            return {digest for (recipe,) in recipes for digest in base.digests_in(recipe)}
+
+    def hold(self, digest: Digest, seconds: float) -> None:
+        now = time.time()
+        with self.transaction() as db:
+            if not holds.hold(db, digest, now, now + seconds):
+                raise base.being_removed(digest)
+
+    def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
+        now = time.time()
+        with self.transaction() as db:
+            return holds.condemn(db, digest, since, now, now + seconds)
+
+    def pardon(self, digest: Digest) -> None:
+        with self.transaction() as db:
+            holds.pardon(db, digest)
+
     def ping(self) -> None:
         with self.transaction(write=False) as db:
             db.execute("SELECT count(*) FROM migrations").fetchone()
 
 
 def _records(db: sqlite3.Connection, condition: str, *values: str | int) -> list[DeltaRecord]:
+    """Of the tenant that is the first value."""
+    return _rows(db, f"AND d.tenant = ? {condition}", *values)
+
+
+def _rows(db: sqlite3.Connection, condition: str, *values: str | int) -> list[DeltaRecord]:
     return [
         DeltaRecord(tenant, name, version, digest, size, created_at, summary, bool(current))
         for tenant, name, version, digest, size, created_at, summary, current in db.execute(_SELECT + condition, values)

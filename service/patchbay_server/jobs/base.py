@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from patchbay.errors import NotFound, PatchbayError
+from patchbay.store.base import Digest
 
 Json = Mapping[str, Any]
 Clock = Callable[[], float]
@@ -155,6 +156,9 @@ class JobQueue(Protocol):
 
     def release_owner(self, owner: str) -> None:
         """`release` for a worker that was killed on purpose."""
+
+    def digests(self) -> set[Digest]:
+        """Of all blobs that jobs name which are not over."""
 
     def close(self) -> None: ...
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from patchbay.checkpoint import Checkpoint, resolve_folder
 from patchbay.errors import InputError, NotFound, UnsupportedFile
 from patchbay.store.base import Digest
-from patchbay.store.hub import Hub
+from patchbay.store.hub import PUBLISHING_S, Hub
 
 SUFFIXES = ("json", "safetensors", "txt", "model", "jinja", "npy")
 PICKLES = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
@@ -71,9 +71,15 @@ def check_model(names: Iterable[str]) -> None:
 
 
 def check_blobs(hub: Hub, wanted: Mapping[str, Digest | None]) -> None:
-    """`wanted`: what it is for -> its blob, if one is named. Raises NotFound for the first one that is not there."""
+    """`wanted`: what it is for -> its blob, if one is named; it is kept until a job is queued that reads it.
+
+    Raises NotFound for the first one that is not there.
+    """
     for what, digest in wanted.items():
-        if digest is not None and not hub.blobs.exists(digest):
+        if digest is None:
+            continue
+        hub.catalog.hold(digest, PUBLISHING_S)
+        if not hub.blobs.exists(digest):
             raise NotFound(f"{what} is not on the server: PUT /v1/blobs/{digest} first", param=what)
 
 

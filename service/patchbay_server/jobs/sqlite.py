@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from patchbay.store.base import Digest, digests_in
 from patchbay.store.database import Database
 from patchbay_server.jobs.base import (
     MAX_LOSSES,
@@ -93,6 +94,11 @@ class SqliteQueue(Database):
     def running(self) -> list[Job]:
         with self.transaction(write=False) as db:
             return _jobs(db, "state = ? ORDER BY number", State.RUNNING)
+
+    def digests(self) -> set[Digest]:
+        with self.transaction(write=False) as db:
+            specs = db.execute("SELECT spec FROM jobs WHERE state IN (?, ?)", (State.QUEUED, State.RUNNING))
+            return {digest for (spec,) in specs for digest in digests_in(spec)}
 
     def claim(self, owner: str, seconds: float) -> Job | None:
         if not self._has_open():

@@ -68,7 +68,4 @@ def _keep(hub: Hub, upload: Upload, digest: str) -> bool:
     found = upload.finish()
     if found != digest:
         raise DigestMismatch(f"the bytes are {found}, not {digest}: nothing was kept, send them again", param="digest")
-    if hub.blobs.exists(digest):
-        return False
-    hub.blobs.put(upload.path, digest)
-    return True
+    return hub.keep(upload)

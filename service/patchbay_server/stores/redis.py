@@ -7,12 +7,15 @@ All keys carry one hash tag, so that they share a slot and every change is one L
     {prefix}:deleted:TENANT     name@version -> when it was deleted
     {prefix}:merges:TENANT      name -> the merge
     {prefix}:digests            digest -> {"tenant/name@version": true}, live ones only
+    {prefix}:tombstones         digest, scored by when a version that had it was last deleted
+    {prefix}:holds, :condemned  digest, scored by when the hold ends
 Records pass through the scripts as text: Lua would round their numbers to 14 digits.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +26,15 @@ from patchbay.errors import StoreUnavailable
 from patchbay.store import base
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay_server.stores.connection import RedisServer
-from patchbay_server.stores.scripts import ADD_VERSION, DELETE_DELTA, FIND_DIGEST, SAVE_MERGE, SET_CURRENT
+from patchbay_server.stores.scripts import (
+    ADD_VERSION,
+    CONDEMN,
+    DELETE_DELTA,
+    FIND_DIGEST,
+    HOLD,
+    SAVE_MERGE,
+    SET_CURRENT,
+)
 
 SCHEMA = 1
 
@@ -43,6 +54,7 @@ class RedisCatalog:
             self._client.register_script(text)
             for text in (ADD_VERSION, SET_CURRENT, DELETE_DELTA, SAVE_MERGE, FIND_DIGEST)
         )
+        self._hold, self._condemn = (self._client.register_script(text) for text in (HOLD, CONDEMN))
         try:
             self._server.refuse_eviction()
             self._check_schema()
@@ -138,6 +150,34 @@ class RedisCatalog:
     def live_digests(self) -> set[Digest]:
         return set(self._server.ask(self._client.hkeys, self._key("digests")))
 
+    def all_versions(self) -> list[DeltaRecord]:
+        return [record for tenant in self._tenants("deltas") for record in self._versions_of(tenant)]
+
+    def pinned_digests(self) -> set[Digest]:
+        merges = [merge for tenant in self._tenants("merges") for merge in self.list_merges(tenant)]
+        return {digest for merge in merges for digest in base.digests_in(merge.recipe)}
+
+    def _tenants(self, kind: str) -> list[str]:
+        """Those that have ever had something of a kind."""
+        start = self._key(kind, "")
+        keys = self._server.ask(lambda: list(self._client.scan_iter(f"{_literal(start)}*", count=1000)))
+        return sorted(key.removeprefix(start) for key in set(keys))
+
+    def _versions_of(self, tenant: str) -> list[DeltaRecord]:
+        entries = self._entries(tenant)
+        chosen = [(name, version) for name, entry in sorted(entries.items()) for version in _live(entry)]
+        return self._records(tenant, entries, chosen)
+
+    def hold(self, digest: Digest, seconds: float) -> None:
+        if self._change(self._hold, "", ["", digest, seconds]) != "ok":
+            raise base.being_removed(digest)
+
+    def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
+        return bool(self._change(self._condemn, "", ["", digest, repr(since), seconds]) == "ok")
+
+    def pardon(self, digest: Digest) -> None:
+        self._server.change(self._client.zrem, self._key("condemned"), digest)
+
     def ping(self) -> None:
         self._server.ask(self._client.ping)
 
@@ -153,7 +193,8 @@ class RedisCatalog:
     def _keys(self, tenant: str) -> list[str]:
         """What every script is given."""
         per_tenant = [self._key(kind, tenant) for kind in ("deltas", "versions", "deleted", "merges")]
-        return [*per_tenant, self._key("digests")]
+        common = [self._key(kind) for kind in ("digests", "tombstones", "holds", "condemned")]
+        return [*per_tenant, *common]
 
     def _entries(self, tenant: str) -> dict[str, Any]:
         """The names with live versions."""
@@ -198,6 +239,11 @@ class RedisCatalog:
                 f"the catalog at {self._server.place} has schema {found} and this Patchbay knows {SCHEMA}: "
                 "upgrade Patchbay"
             )
+
+
+def _literal(text: str) -> str:
+    """For a pattern of Redis."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
 
 
 def _live(entry: Any) -> list[int]:

@@ -104,6 +104,21 @@ class RememberedCatalog:
     def live_digests(self) -> set[Digest]:
         return self._ask(self._catalog.live_digests)
 
+    def all_versions(self) -> list[DeltaRecord]:
+        return self._ask(self._catalog.all_versions)
+
+    def pinned_digests(self) -> set[Digest]:
+        return self._ask(self._catalog.pinned_digests)
+
+    def hold(self, digest: Digest, seconds: float) -> None:
+        self._ask(lambda: self._catalog.hold(digest, seconds))
+
+    def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
+        return self._ask(lambda: self._catalog.condemn(digest, since, seconds))
+
+    def pardon(self, digest: Digest) -> None:
+        self._ask(lambda: self._catalog.pardon(digest))
+
     def ping(self) -> None:
         self._catalog.ping()
 

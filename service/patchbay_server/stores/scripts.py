@@ -7,6 +7,7 @@ from __future__ import annotations
 
 _COMMON = """
 local deltas, versions, deleted, merges, digests = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local tombstones, holds, condemned = KEYS[6], KEYS[7], KEYS[8]
 local tenant, name = ARGV[1], ARGV[2]
 
 local function text(number) return string.format('%d', number) end
@@ -90,6 +91,7 @@ entry.live = kept
 save_entry(entry)
 for version, digest in pairs(gone) do
   redis.call('HSET', deleted, name .. '@' .. version, now)
+  redis.call('ZADD', tombstones, now, digest)
   index(digest, version, nil)
 end
 return {'ok', before}
@@ -119,5 +121,32 @@ for user in pairs(found and cjson.decode(found) or {}) do
   if owner == tenant then table.insert(rows, {name, version, text(load_entry().current), record(version)}) end
 end
 return rows
+"""
+)
+
+# seconds (the digest in the place of the name) -> status
+HOLD = (
+    _COMMON
+    + """
+local digest, now = ARGV[2], redis.call('TIME')
+now = tonumber(now[1]) + tonumber(now[2]) / 1000000
+if (tonumber(redis.call('ZSCORE', condemned, digest)) or 0) > now then return 'condemned' end
+redis.call('ZREMRANGEBYSCORE', holds, '-inf', now)
+redis.call('ZADD', holds, 'GT', now + tonumber(ARGV[3]), digest)
+return 'ok'
+"""
+)
+
+# since, seconds (the digest in the place of the name) -> status
+CONDEMN = (
+    _COMMON
+    + """
+local digest, now = ARGV[2], redis.call('TIME')
+now = tonumber(now[1]) + tonumber(now[2]) / 1000000
+local function score(key) return tonumber(redis.call('ZSCORE', key, digest)) or 0 end
+if redis.call('HEXISTS', digests, digest) == 1 or score(tombstones) > tonumber(ARGV[3]) then return 'used' end
+if score(holds) > now or score(condemned) > now then return 'held' end
+redis.call('ZADD', condemned, now + tonumber(ARGV[4]), digest)
+return 'ok'
 """
 )

@@ -1,0 +1,122 @@
+"""`patchbay store`: care of a store, by whoever runs the servers. Works on the store itself, beside its servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchbay.errors import InputError
+from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.output import open_console, print_json, progress, size_text
+
+if TYPE_CHECKING:
+    from patchbay.store import Hub
+    from patchbay_server.jobs.base import JobQueue
+
+store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there.")
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PATCHBAY_STORE", show_default="patchbay-store", metavar="DIR", help="The servers' store."),
+]
+CatalogOption = Annotated[
+    str | None,
+    typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The servers' catalog."),
+]
+BlobOption = Annotated[
+    str | None, typer.Option(envvar="PATCHBAY_BLOB_URL", show_default="files in the store", help="The servers' blobs.")
+]
+QueueOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The servers' queue of jobs."),
+]
+DAY_S = 86_400.0
+
+
+@store.command()
+def gc(
+    store: FolderOption = None,
+    store_url: CatalogOption = None,
+    blob_url: BlobOption = None,
+    jobs_db: QueueOption = None,
+    grace: Annotated[
+        float, typer.Option(min=60, metavar="SECONDS", help="Blobs of deltas deleted more recently are kept.")
+    ] = DAY_S,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove blobs that no delta, no job and no upload needs. Safe while servers run."""
+    from patchbay.store.collect import collect
+
+    with _opened(store, store_url, blob_url, jobs_db) as (hub, queue), progress("collecting") as update:
+        found = []
+        for blob in collect(hub, grace, queue.digests, dry_run=dry_run):
+            found.append(blob)
+            update(len(found), len(found), blob.digest[:19])
+    num_bytes = sum(blob.size for blob in found)
+    if as_json:
+        listed = [{"digest": blob.digest, "size": blob.size} for blob in found]
+        print_json({"dry_run": dry_run, "removed": listed, "bytes": num_bytes})
+        return
+    verb = "would be removed" if dry_run else "removed"
+    open_console().print(f"{len(found)} blobs {verb}, {size_text(num_bytes)}", soft_wrap=True)
+
+
+@store.command()
+def fsck(
+    store: FolderOption = None,
+    store_url: CatalogOption = None,
+    blob_url: BlobOption = None,
+    jobs_db: QueueOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every blob that a delta names and compare it with its digest. Changes nothing; exit code 1 for a problem."""
+    from patchbay.store.fsck import check_store, nameless
+
+    with _opened(store, store_url, blob_url, jobs_db) as (hub, _), progress("checking") as update:
+        checked = len(hub.catalog.all_versions())
+        problems = list(check_store(hub, lambda done, total: update(done, total, "blobs")))
+        left_over = len(nameless(hub))
+    if as_json:
+        listed = [{"kind": problem.kind, **_names(problem), "message": problem.message} for problem in problems]
+        print_json({"ok": not problems, "versions": checked, "problems": listed, "nameless": left_over})
+    else:
+        console = open_console()
+        for problem in problems:
+            console.print(problem.message, soft_wrap=True)
+        text = f"{checked} versions, {len(problems)} problems; {left_over} blobs have no name: `patchbay store gc`"
+        console.print(text, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _names(problem: Any) -> dict[str, object]:
+    record = problem.record
+    return {
+        "tenant": record.tenant,
+        "name": record.name,
+        "version": record.version,
+        "digest": record.digest,
+        "size": record.size,
+    }
+
+
+@contextmanager
+def _opened(
+    store: Path | None, store_url: str | None, blob_url: str | None, jobs_db: Path | None
+) -> Iterator[tuple[Hub, JobQueue]]:
+    """The store that a server with these options has. Raises InputError, and StoreUnavailable where there is none."""
+    from patchbay_server.commands.serve import make_settings
+    from patchbay_server.jobs.sqlite import SqliteQueue
+    from patchbay_server.stores.opened import open_store
+
+    # The base and the address are a server's: what the environment says of them must not matter here.
+    places = {"store": store, "store_url": store_url, "blob_url": blob_url, "jobs_db": jobs_db}
+    settings = make_settings({"base": "-", "host": "127.0.0.1", **places})
+    if not settings.store.is_dir():
+        raise InputError(f"there is no store at {settings.store}: name the servers' with --store", param="store")
+    with closing(open_store(settings)) as hub, closing(SqliteQueue(settings.jobs_path)) as queue:
+        yield hub, queue

@@ -1,0 +1,70 @@
+"""`patchbay store` on a real store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.service.commands.conftest import Cli
+from tests.service.commands.test_compress import error_of, report_of
+
+from patchbay.store import FileBlobs, Hub, SqliteCatalog
+from patchbay_server.jobs.sqlite import SqliteQueue
+
+T = "default"
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A store with a delta, a blob of a job that waits, and one that nobody needs."""
+    folder = tmp_path / "store"
+    hub = Hub(SqliteCatalog(folder / "catalog.db"), FileBlobs(folder / "blobs"), frozenset())
+    with closing(hub), closing(SqliteQueue(folder / "jobs.db")) as queue:
+        with hub.begin_upload(100) as upload:
+            upload.write(b"delta")
+            upload.finish()
+            hub.commit(upload, T, "math", "{}")
+        for content in (b"waits", b"left over"):
+            temp = hub.blobs.new_temp()
+            temp.write_bytes(content)
+            hub.blobs.put(temp, digest_of(content))
+        queue.submit(T, "compression", {"files": {"config.json": digest_of(b"waits")}})
+    return folder
+
+
+def test_what_nobody_needs_is_removed(cli: Cli, place: Path) -> None:
+    expected = [{"digest": digest_of(b"left over"), "size": 9}]
+    planned = report_of(cli, "store", "gc", "--store", place, "--dry-run")
+    assert planned == {"dry_run": True, "removed": expected, "bytes": 9}
+    done = cli("store", "gc", "--store", str(place))
+    assert done.exit_code == 0 and "1 blobs removed, 9 bytes" in done.stdout
+    assert report_of(cli, "store", "gc", "--store", place)["removed"] == []
+    with closing(FileBlobs(place / "blobs")) as blobs:
+        assert blobs.digests() == {digest_of(b"delta"), digest_of(b"waits")}
+
+
+def test_a_whole_store_has_no_problem(cli: Cli, place: Path) -> None:
+    found = report_of(cli, "store", "fsck", "--store", place)
+    assert found == {"ok": True, "versions": 1, "problems": [], "nameless": 2}
+
+
+def test_a_damaged_store_is_told_and_fails(cli: Cli, place: Path) -> None:
+    name = digest_of(b"delta").removeprefix("sha256:")
+    (place / "blobs" / "sha256" / name[:2] / name).write_bytes(b"atled")
+    done = cli("store", "fsck", "--store", str(place))
+    assert done.exit_code == 1 and "default/math@1: the blob" in done.stdout
+    (problem,) = json.loads(cli("store", "fsck", "--store", place, "--json").stdout)["problems"]
+    assert (problem["kind"], problem["name"], problem["version"]) == ("damaged", "math", 1)
+
+
+@pytest.mark.parametrize("command", ["gc", "fsck"])
+def test_a_store_that_is_not_there_is_not_made(cli: Cli, tmp_path: Path, command: str) -> None:
+    assert "there is no store" in error_of(cli, "store", command, "--store", tmp_path / "none")["message"]
+    assert not (tmp_path / "none").exists()
