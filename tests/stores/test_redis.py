@@ -97,7 +97,7 @@ def test_every_key_carries_the_hash_tag(own_server: str) -> None:
         catalog.save_merge(T, "mix", "{}")
         catalog.delete_delta(T, "math", 1)
         keys = set(client.keys())
-    kinds = {"schema", "digests"} | {f"{kind}:{T}" for kind in ("deltas", "versions", "deleted", "merges")}
+    kinds = {"schema", "digests", "tombstones"} | {f"{kind}:{T}" for kind in ("deltas", "versions", "deleted", "merges")}
     assert keys == {f"{{mine}}:{kind}" for kind in kinds}
 
 
