@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py core/patchbay/execute/ke
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,objects,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,objects,otel,test]'
 	touch $(STAMP)
 
 $(MOTO): | $(STAMP)

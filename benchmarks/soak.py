@@ -51,7 +51,7 @@ ZERO = (
 )
 END_S = 120  # for rounds under way, and for the server to end
 _KINDS = ("VmRSS", "RssAnon")  # of /proc/PID/status
-_URL = re.compile(r"http://\S+(?=\n)")
+_URL = re.compile(r'http://[^\s"]+(?=")')
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Server:
 
     def complaints(self) -> list[str]:
         """What is wrong with it at the end."""
-        found = [line for line in self.log.read_text("utf-8").splitlines()[1:] if line]
+        found = [line for line in self.log.read_text("utf-8").splitlines() if '"level": "info"' not in line]
         if httpx2.get(f"{self.url}/readyz", timeout=60).status_code != 200:
             found.append("it is not ready")
         if not httpx2.post(f"{self.url}/v1/base/verify", timeout=600).json()["ok"]:

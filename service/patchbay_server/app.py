@@ -5,26 +5,35 @@ own.
 from __future__ import annotations
 
 from threading import Event
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 import patchbay
 from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
+from patchbay_server.access import Access
 from patchbay_server.auth import RequireKey
 from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics
-from patchbay_server.middleware import BodyLimit, Measure
+from patchbay_server.middleware import BodyLimit
+from patchbay_server.observers import Both
 from patchbay_server.recordings import READERS, Turns
 from patchbay_server.routes import ROUTERS
 from patchbay_server.settings import Settings
 from patchbay_server.threads import Threads
 
+if TYPE_CHECKING:
+    from patchbay_server.tracing import Tracing
 
-def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) -> FastAPI:
+
+def create_app(
+    settings: Settings, engine: Engine, hub: Hub, queue: JobQueue, tracing: Tracing | None = None
+) -> FastAPI:
     """Every route of API.md. `/healthz`, `/readyz` and `/openapi.json` are open; all others ask for the key, where
-    there is one.
+    there is one. Spans go where `tracing` says.
     """
     app = FastAPI(
         title="Patchbay",
@@ -32,18 +41,28 @@ def create_app(settings: Settings, engine: Engine, hub: Hub, queue: JobQueue) ->
         summary="Many fine-tunes on one resident model.",
         docs_url=None,  # FastAPI's pages load their scripts from another site
         redoc_url=None,
+        telemetry=_telemetry(tracing),
     )
     app.state.settings, app.state.engine = settings, engine
     app.state.queue, app.state.stopping = queue, Event()
     app.state.inference, app.state.turns = Threads(settings.max_waiting), Turns(READERS)
     app.state.metrics = metrics = Metrics(engine, hub, queue)
     app.state.hub = metrics.store.watched(hub)
-    engine.observe(metrics.of_engine)
+    app.state.tracing = tracing
+    engine.observe(metrics.of_engine if tracing is None else Both(metrics.of_engine, tracing))
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_recording_bytes=settings.max_recording_bytes)
     if settings.api_key is not None:
         app.add_middleware(RequireKey, key=settings.api_key, failures=metrics.auth_failures)
-    app.add_middleware(Measure, metrics=metrics)
+    app.add_middleware(Access, metrics=metrics)
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    """Of FastAPI's own: a span a request. It would put messages of exceptions into logs of OpenTelemetry."""
+    off: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    if tracing is None:
+        return off
+    return {**off, "tracing": True, "operation_spans": False, "tracer_provider": tracing.provider}

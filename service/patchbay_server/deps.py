@@ -5,7 +5,7 @@ The functions are coroutines because FastAPI runs plain ones in its thread pool,
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -17,10 +17,14 @@ from patchbay.merge import Recipe
 from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
 from patchbay_server.jobs.base import JobQueue
+from patchbay_server.logs import note
 from patchbay_server.metrics import Metrics
 from patchbay_server.resolve import Resolved, resolve
 from patchbay_server.schemas import ModelRequest
 from patchbay_server.settings import Settings
+
+if TYPE_CHECKING:
+    from patchbay_server.tracing import Tracing
 
 
 async def get_engine(request: Request) -> Engine:
@@ -64,14 +68,18 @@ TenantDep = Annotated[str, Depends(get_tenant)]
 class Resolver:
     """Resolves the model of one request and counts it."""
 
-    def __init__(self, engine: Engine, hub: Hub, metrics: Metrics, tenant: str) -> None:
+    def __init__(self, engine: Engine, hub: Hub, metrics: Metrics, tenant: str, tracing: Tracing | None) -> None:
         self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, tenant
+        self.tracing = tracing
 
     def __call__(self, body: ModelRequest, patience: Patience) -> tuple[Resolved, Ready]:
         """What the model means, made ready to run."""
         resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, body.model, body.patch, body.head)
         ready = self.engine.prepare(resolved.canonical, Path(body.path) if body.path else None, patience)
         self.metrics.asked(resolved.label, ready)
+        note(model=resolved.label, path=ready.path)
+        if self.tracing is not None:
+            self.tracing.asked(resolved.label, ready, resolved.canonical)
         return resolved, ready
 
     def recipe(self, recipe: Recipe | str) -> Resolved:
@@ -85,8 +93,10 @@ class Resolver:
         return resolved
 
 
-async def get_resolver(engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> Resolver:
-    return Resolver(engine, hub, metrics, tenant)
+async def get_resolver(
+    request: Request, engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep
+) -> Resolver:
+    return Resolver(engine, hub, metrics, tenant, request.app.state.tracing)
 
 
 ResolverDep = Annotated[Resolver, Depends(get_resolver)]

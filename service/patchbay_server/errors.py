@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from patchbay import errors
 from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
+from patchbay_server.logs import note
 
 logger = logging.getLogger("patchbay_server")
 
@@ -98,16 +99,16 @@ def error_of(error: Exception) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Registers the handlers; every failure of the app goes through one of these four."""
+    """Registers the handlers; every failure of the app goes through one of these three, or is `unexpected`."""
     app.add_exception_handler(errors.PatchbayError, _patchbay_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def _respond(
     message: str, status: int, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
+    note(code=code)
     if status == HTTPStatus.UNAUTHORIZED:
         headers = {"WWW-Authenticate": "Bearer"}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
@@ -126,7 +127,7 @@ async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, errors.QueueFull):
         request.app.state.metrics.refusals.inc()
     if status >= 500:
-        logger.error("%s %s: %s", request.method, request.url.path, error.message)
+        logger.error("%s", error.message)
     return respond(error)
 
 
@@ -181,7 +182,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return _respond(message, error.status_code, code, headers=error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    # The message may hold anything, so it goes to the log and not to the caller.
-    logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+def unexpected(error: Exception) -> JSONResponse:
+    """The answer to what nobody meant to raise. Its message may hold anything, so the caller does not hear it."""
+    logger.error("a request failed", exc_info=error)
     return _respond("the server failed; its log says why", 500, "internal_error")

@@ -1,12 +1,10 @@
-"""What surrounds every request: a bound on its body, a count and a time. Plain ASGI; knows no route by name but
-uploads.
+"""A bound on the body of every request. Plain ASGI; knows no route by name but uploads.
 
 Uploads of deltas and blobs bound themselves while they stream; every other body is JSON and small, or has a recording.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from fastapi.responses import JSONResponse
@@ -14,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patchbay_server.errors import error_body
-from patchbay_server.metrics import Metrics
+from patchbay_server.logs import note
 
 UPLOAD = ("POST", "/v1/deltas")
 BLOBS = "/v1/blobs/"
@@ -39,6 +37,7 @@ class BodyLimit:
         message = f"the request body is over {most} bytes"
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > most:
+            note(code="body_too_large")
             await JSONResponse(error_body(message, 413, "body_too_large"), 413)(scope, receive, send)
             return
         seen = 0
@@ -56,31 +55,3 @@ class BodyLimit:
 
 def _is_upload(method: str, path: str) -> bool:
     return (method, path.rstrip("/")) == UPLOAD or (method == "PUT" and path.startswith(BLOBS))
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """Counts and times requests by route template, so that names in paths do not become labels."""
-
-    app: ASGIApp
-    metrics: Metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            self.metrics.requests.labels(route, scope["method"], str(status)).inc()
-            self.metrics.seconds.labels(route, scope["method"]).observe(time.perf_counter() - started)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +22,7 @@ from patchbay.errors import DeltaError, InvalidName, NotFound, PatchbayError, St
 from patchbay.merge import METHODS
 from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
+from patchbay_server import logs
 from patchbay_server.app import create_app
 from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.jobs.supervisor import Workers
@@ -29,7 +30,9 @@ from patchbay_server.pins import preload
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.opened import open_store
+from patchbay_server.traces import tracing
 
+logger = logging.getLogger("patchbay_server")
 DRAIN_S = 15  # seconds that requests under way are given to end
 END_S = 5  # and that they then have to say that they were ended
 
@@ -91,12 +94,15 @@ def serve(settings: Settings) -> None:
     """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen, WrongBase, StoreUnavailable, or NotFound for
     a delta to preload, before it listens.
     """
-    with _bind(settings) as listener:  # before the base is loaded, which can take minutes
+    with (
+        logs.configured(settings.log_format, settings.log_level),
+        _bind(settings) as listener,
+    ):  # before the base is loaded, which can take minutes
         backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
         hub = open_hub(settings, backbone.name)
         try:
             for name in check_store(hub, backbone):
-                print(f"warning: the bytes of {name!r} are not in the blob store: upload it again", file=sys.stderr)
+                logger.warning("the bytes of %r are not in the blob store: upload it again", name)
             with closing(open_engine(settings, backbone, hub)) as engine:
                 preload(engine, hub, settings.preloaded)
                 _answer(settings, engine, hub, listener)
@@ -105,9 +111,11 @@ def serve(settings: Settings) -> None:
 
 
 def _answer(settings: Settings, engine: Engine, hub: Hub, listener: socket.socket) -> None:
-    with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue):
-        app = create_app(settings, engine, hub, queue)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=END_S)
+    with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue), tracing() as traces:
+        app = create_app(settings, engine, hub, queue, traces)
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=END_S
+        )
         _listen(_Server(config, engine, app.state.stopping), listener)
 
 
@@ -163,9 +171,7 @@ def _listen(server: _Server, listener: socket.socket) -> None:
     backbone = server.engine.backbone
     listener.listen()  # before it is announced: who connects at once waits for uvicorn instead of being refused
     host, port = listener.getsockname()[:2]
-    print(
-        f"patchbay serves {backbone.name} ({backbone.task.value}) on http://{host}:{port}", file=sys.stderr, flush=True
-    )
+    logger.info("patchbay serves %s (%s) on http://%s:%s", backbone.name, backbone.task.value, host, port)
     server.run(sockets=[listener])
 
 

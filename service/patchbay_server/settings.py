@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=1024, ge=1, description="Texts, and requests to be read, that may wait.")
     check_seconds: float = Field(
         default=60, ge=0, le=86400, description="How often idle moments are used to check what is in memory; 0: never."
+    )
+    log_format: Literal["json", "text"] | None = Field(
+        default=None, description="json or text; text where stderr is a terminal, else json, when absent."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="From which on Patchbay's own records are written; libraries' are from warnings on."
     )
     preload: str | None = Field(default=None, description="Deltas to load and pin at start, with commas between.")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,10 @@ from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.merge import METHODS, Recipe, Term, parse
 from patchbay.models.inputs import MAX_PIXELS
+from patchbay_server import logs
+from patchbay_server.access import Access
 from patchbay_server.errors import _HTTP_CODES, status_of
+from patchbay_server.logs import About
 from patchbay_server.schemas import MAX_INPUTS, ArrayItem, ImageItem
 from patchbay_server.settings import Settings
 
@@ -178,6 +183,12 @@ def test_every_metric_and_no_other(vit: Served) -> None:
     for family in ProcessCollector(registry=None).collect():
         real[family.name + ("_total" if family.type == "counter" else "")] = [family.type, ""]
     assert {name: cells[:2] for name, cells in table(TEXT, "metric").items()} == real
+
+
+def test_every_field_of_the_log_and_no_other() -> None:
+    of_requests = {name.strip('"') for name in re.findall(r'"\w+"(?=: )', inspect.getsource(Access._tell))}
+    of_lines = {name.strip('"') for name in re.findall(r'"\w+"(?=: )', inspect.getsource(logs))}
+    assert table(TEXT, "log field").keys() == of_requests | of_lines | {field.name for field in fields(About)}
 
 
 def test_every_setting_and_no_other() -> None:

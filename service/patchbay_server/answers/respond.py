@@ -27,6 +27,7 @@ from patchbay_server.answers.generation import Clock, Generation
 from patchbay_server.answers.writer import Asked
 from patchbay_server.errors import error_body, status_of
 from patchbay_server.generation_schemas import GenerationRequest
+from patchbay_server.logs import note
 from patchbay_server.threads import leaving, run_inference
 
 logger = logging.getLogger("patchbay_server")
@@ -66,13 +67,14 @@ class _Answering:
         self._id = f"{self._writer.prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._new_tokens = 0
+        note(prompt_tokens=asked.prompt_tokens)
         self._wants_usage = body.stream_options is not None and body.stream_options.include_usage
 
     async def whole(self) -> Response:
         """Once all of it is there."""
         answers = [Answer() for _ in self._asked.requests]
         async for update in self._generation:
-            self._new_tokens += len(update.tokens)
+            self._count(update)
             answers[update.index].add(update)
         choices = await self._write(lambda: [self._writer.whole(_only(*each)) for each in enumerate(answers)])
         body = self._envelope(self._writer.whole_object, choices)
@@ -83,7 +85,7 @@ class _Answering:
         about: dict[str, Any] = {"patchbay": self._about()}
         try:
             async for update in _with(first, self._generation):
-                self._new_tokens += len(update.tokens)
+                self._count(update)
                 for choice in await self._write(lambda now=update: self._writer.chunks(now)):  # type: ignore[misc]
                     yield self._event([choice], None, about)
                     about = {}
@@ -91,12 +93,18 @@ class _Answering:
                 yield self._event([], self._usage(), about)
             yield DONE
         except PatchbayError as error:
+            note(code=error.code)
             if status_of(error) >= 500:
                 logger.error("a stream failed: %s", error.message)
             yield _data(error_body(error.message, status_of(error), error.code, error.param))
         except Exception:
+            note(code="internal_error")
             logger.exception("a stream failed")
             yield _data(error_body("the server failed; its log says why", 500, "internal_error"))
+
+    def _count(self, update: Update) -> None:
+        self._new_tokens += len(update.tokens)
+        note(completion_tokens=self._new_tokens)
 
     async def _write(self, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return await anyio.to_thread.run_sync(make) if self._writer.is_slow else make()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from patchbay_server.demo.ask import DemoFailed
 
-_URL = re.compile(r"http://\S+(?=\n)")
+_URL = re.compile(r'http://[^\s"]+(?=["\n])')
 
 
 @contextmanager

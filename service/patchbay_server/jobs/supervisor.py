@@ -20,7 +20,7 @@ LONGEST_PAUSE_S = 30.0
 GRACE_S = 5.0  # that a job is given to come to its next report
 HEALTHY_S = 60.0  # a worker that lived so long did not die of its start
 _STORES = ("store", "store_url", "blob_url", "blob_cache_bytes", "redis_blob_bytes")
-_PASSED_ON = ("base", "task", *_STORES, "jobs_db", "max_upload_bytes")
+_PASSED_ON = ("base", "task", *_STORES, "jobs_db", "max_upload_bytes", "log_format", "log_level")
 logger = logging.getLogger("patchbay_server.jobs")
 
 

@@ -12,6 +12,7 @@ from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.jobs.handlers import COMPRESSION, TRANSFER, Bench, compression, transfer
 from patchbay_server.jobs.publish import Base
 from patchbay_server.jobs.worker import Handler
+from patchbay_server.logs import adopt_libraries
 from patchbay_server.server import open_hub
 from patchbay_server.settings import Settings
 
@@ -19,6 +20,7 @@ from patchbay_server.settings import Settings
 def open_handlers(settings: Settings) -> Mapping[str, Handler]:
     """Kind -> handler. Raises StoreUnavailable, UnsupportedBackbone."""
     silence_libraries()
+    adopt_libraries()
     torch.set_num_threads(1)
     return make_handlers(open_bench(settings))
 

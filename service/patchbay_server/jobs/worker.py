@@ -22,6 +22,7 @@ from patchbay.errors import PatchbayError
 from patchbay_server.jobs.base import Job, JobQueue, Json, Lease, LeaseLost, State, lease_of
 from patchbay_server.jobs.run import Cancelled, Run, Stopped
 from patchbay_server.jobs.sqlite import SqliteQueue
+from patchbay_server.logs import configured
 from patchbay_server.settings import Settings
 
 LEASE_S = 30.0
@@ -131,8 +132,7 @@ def work(settings: Settings, owner: str | None = None) -> None:
 
         return open_handlers(settings)
 
-    logging.basicConfig(level=logging.WARNING, format="patchbay worker: %(message)s")
-    with closing(SqliteQueue(settings.jobs_path)) as queue:
+    with configured(settings.log_format, settings.log_level), closing(SqliteQueue(settings.jobs_path)) as queue:
         worker = Worker(queue, owner or make_owner(), open_handlers)
 
         def stop(number: int, frame: FrameType | None) -> None:

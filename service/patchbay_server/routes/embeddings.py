@@ -14,6 +14,7 @@ from patchbay.engine.patience import Patience
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
+from patchbay_server.logs import note
 from patchbay_server.routes.items import to_inputs
 from patchbay_server.schemas import EmbeddingsRequest
 from patchbay_server.threads import run_inference
@@ -39,6 +40,7 @@ def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, patienc
         {"object": "embedding", "index": index, "embedding": encoded(row, body.encoding_format)}
         for index, row in enumerate(embedded.vectors)
     ]
+    note(prompt_tokens=embedded.num_tokens)
     usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
     return {
         "object": "list",

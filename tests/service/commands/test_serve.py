@@ -85,6 +85,6 @@ def test_serves_until_interrupted(cli: Cli, base: Path, delta: Path, tmp_path: P
     finally:
         process.kill()
         process.wait()
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0 and {json.loads(line)["level"] for line in err.splitlines()} == {"info"}
     assert json.loads(out)["store"] == str(tmp_path / "store")
     assert (tmp_path / "store").is_dir() and not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,72 @@
+"""What surrounds every request: an id that it keeps, a count, a time and one line in the log. Plain ASGI.
+
+Knows no route by name but the probes, and nothing of bodies.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from patchbay_server.errors import unexpected
+from patchbay_server.logs import FIELDS, About, current
+from patchbay_server.metrics import Metrics
+
+REQUEST_ID = "x-request-id"
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # which come every few seconds
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+logger = logging.getLogger("patchbay_server.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Counts, times and logs requests by route template, so that names in paths become neither labels nor lines. The
+    id is the caller's where it is well-formed; the answer has it.
+    """
+
+    app: ASGIApp
+    metrics: Metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        about = About(_request_id(Headers(scope=scope)))
+        token = current.set(about)
+        started, status = time.perf_counter(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = about.request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if status:
+                raise  # the answer has begun: all that is left is to end the connection
+            await unexpected(error)(scope, receive, noted)
+        finally:
+            self._tell(scope, status or 500, time.perf_counter() - started)
+            current.reset(token)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route, method = getattr(scope.get("route"), "path", "unknown"), scope["method"]
+        self.metrics.requests.labels(route, method, str(status)).inc()
+        self.metrics.seconds.labels(route, method).observe(seconds)
+        fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3)}
+        level = logging.DEBUG if route in PROBES else logging.INFO
+        logger.log(level, "request", extra={FIELDS: fields})
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get(REQUEST_ID, "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
