@@ -113,7 +113,7 @@ class Metrics:
         for state in State:
             jobs.labels(state).set_function(lambda s=state: _count(queue, s))  # type: ignore[misc]
         for name, (text, read) in _PROGRESS.items():
-            ReadSeries(name, text, ["job", "kind"], registry=self.registry).set_series(partial(_progress, queue, read))
+            ReadSeries(name, text, ["job_id", "kind"], registry=self.registry).set_series(partial(_progress, queue, read))
 
     def _gauge(self, name: str, text: str, read: object) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)  # type: ignore[arg-type]
@@ -159,4 +159,4 @@ def _progress(queue: JobQueue, read: Callable[[Job], float | None]) -> Iterator[
     for job in running:
         value = read(job)
         if value is not None:
-            yield {"job": job.id, "kind": job.kind}, value
+            yield {"job_id": job.id, "kind": job.kind}, value

@@ -293,7 +293,7 @@ def test_how_far_jobs_are(vit: Served) -> None:
     first, _ = queue.submit("default", "transfer", {})
     queue.submit("default", "transfer", {})
     ratio, count, best = (f"patchbay_job_{what}" for what in ("stage_ratio", "evaluations", "best_score"))
-    job, labels = queue.claim("worker", 30), {"job": first.id, "kind": "transfer"}
+    job, labels = queue.claim("worker", 30), {"job_id": first.id, "kind": "transfer"}
     assert not any(name.startswith("patchbay_job_") for name, _ in samples(vit)), "nothing was reported"
     progress = {"evaluation": 3, "evaluations": 40, "best_score": None, "stage": "search", "done": 3, "total": 12}
     queue.report(lease_of(job), progress)

@@ -97,7 +97,8 @@ def test_every_key_carries_the_hash_tag(own_server: str) -> None:
         catalog.save_merge(T, "mix", "{}")
         catalog.delete_delta(T, "math", 1)
         keys = set(client.keys())
-    kinds = {"schema", "digests", "tombstones"} | {f"{kind}:{T}" for kind in ("deltas", "versions", "deleted", "merges")}
+    of_tenant = {f"{kind}:{T}" for kind in ("deltas", "versions", "deleted", "merges")}
+    kinds = {"schema", "digests", "tombstones"} | of_tenant
     assert keys == {f"{{mine}}:{kind}" for kind in kinds}
 
 
