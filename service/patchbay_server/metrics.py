@@ -113,7 +113,9 @@ class Metrics:
         for state in State:
             jobs.labels(state).set_function(lambda s=state: _count(queue, s))  # type: ignore[misc]
         for name, (text, read) in _PROGRESS.items():
-            ReadSeries(name, text, ["job_id", "kind"], registry=self.registry).set_series(partial(_progress, queue, read))
+            ReadSeries(name, text, ["job_id", "kind"], registry=self.registry).set_series(
+                partial(_progress, queue, read)
+            )
 
     def _gauge(self, name: str, text: str, read: object) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)  # type: ignore[arg-type]
