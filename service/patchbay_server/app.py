@@ -14,7 +14,7 @@ import patchbay
 from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
-from patchbay_server.access import Access
+from patchbay_server.access_log import Access
 from patchbay_server.auth import RequireKey
 from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics

@@ -30,7 +30,7 @@ from patchbay.backbone import Backbone
 from patchbay.merge import METHODS, Recipe, Term, parse
 from patchbay.models.inputs import MAX_PIXELS
 from patchbay_server import logs
-from patchbay_server.access import Access
+from patchbay_server.access_log import Access
 from patchbay_server.errors import _HTTP_CODES, status_of
 from patchbay_server.logs import About
 from patchbay_server.schemas import MAX_INPUTS, ArrayItem, ImageItem
