@@ -32,6 +32,7 @@ PatchbayError
     ├── NameTaken                the name belongs to something else
     ├── VersionConflict          someone else changed it first (compare-and-set)
     ├── DeltaInUse               a saved merge is made of what is to be deleted
+    ├── InvalidKey               an API key that nobody could use
     ├── StoreFull                no space left for the blob or the catalog
     └── StoreUnavailable         the catalog or blob store does not answer
 
@@ -192,6 +193,10 @@ class VersionConflict(StoreError):
 
 class DeltaInUse(StoreError):
     code = "delta_in_use"
+
+
+class InvalidKey(StoreError):
+    code = "invalid_key"
 
 
 class StoreFull(StoreError):

@@ -15,7 +15,8 @@ from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
 from patchbay_server.access_log import Access
-from patchbay_server.auth import RequireKey
+from patchbay_server.auth import Authenticate
+from patchbay_server.callers import Keyring
 from patchbay_server.jobs.base import JobQueue
 from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 def create_app(
     settings: Settings, engine: Engine, hub: Hub, queue: JobQueue, tracing: Tracing | None = None
 ) -> FastAPI:
-    """Every route of API.md. `/healthz`, `/readyz` and `/openapi.json` are open; all others ask for the key, where
+    """Every route of API.md. `/healthz`, `/readyz` and `/openapi.json` are open; all others ask for a key, where
     there is one. Spans go where `tracing` says.
     """
     app = FastAPI(
@@ -52,8 +53,8 @@ def create_app(
     engine.observe(metrics.of_engine if tracing is None else Both(metrics.of_engine, tracing))
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_recording_bytes=settings.max_recording_bytes)
-    if settings.api_key is not None:
-        app.add_middleware(RequireKey, key=settings.api_key, failures=metrics.auth_failures)
+    keyring = Keyring(hub.catalog.keys, settings.api_key)
+    app.add_middleware(Authenticate, keyring=keyring, failures=metrics.auth_failures)
     app.add_middleware(Access, metrics=metrics)
     for router in ROUTERS:
         app.include_router(router)

@@ -1,39 +1,52 @@
-"""Bearer keys, asked for before a byte of the body is read. Knows one key; tenants and scopes come with many."""
+"""Bearer keys, asked for before a byte of the body is read. Knows no route but the open ones, and no scope."""
 
 from __future__ import annotations
 
-import hmac
+import logging
 from dataclasses import dataclass
 
 from prometheus_client import Counter
-from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from patchbay.errors import StoreUnavailable
+from patchbay_server.callers import Keyring
 from patchbay_server.errors import Unauthorized, respond
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
+_ASKS = "send a key of this server as 'Authorization: Bearer KEY'"
+logger = logging.getLogger("patchbay_server")
 
 
 @dataclass(frozen=True, slots=True)
-class RequireKey:
-    """401 for every path but the open ones, unless the request carries `key`, compared in constant time. `failures`
-    counts them.
+class Authenticate:
+    """401 for every path but the open ones, unless the request carries a key of `keyring`; whose it is goes on with the
+    request as `state.caller`. `failures` counts them.
     """
 
     app: ASGIApp
-    key: SecretStr
+    keyring: Keyring
     failures: Counter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._matches(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
-        self.failures.inc()
-        error = Unauthorized("send the server's key as 'Authorization: Bearer KEY'", param="authorization")
-        await respond(error)(scope, receive, send)
+        try:
+            caller = await self.keyring.find(_key(Headers(scope=scope)))
+        except StoreUnavailable as error:
+            logger.error("%s %s: %s", scope["method"], scope["path"], error.message)
+            await respond(error)(scope, receive, send)
+            return
+        if caller is None:
+            self.failures.inc()
+            await respond(Unauthorized(_ASKS, param="authorization"))(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        await self.app(scope, receive, send)
 
-    def _matches(self, headers: Headers) -> bool:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(key.strip().encode(), self.key.get_secret_value().encode())
-        return scheme.lower() == "bearer" and same
+
+def _key(headers: Headers) -> str:
+    """Empty where the request has none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

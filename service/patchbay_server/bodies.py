@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.types import Message
 
 from patchbay.merge.read import duplicate_key
+from patchbay_server.access import ScopedRoute
 
 JSON = "application/json"
 MAX_SHOWN = 100
@@ -26,7 +26,7 @@ def is_json(kind: str) -> bool:
     return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(ScopedRoute):
     """A route whose body, if it has one, is JSON. `accepts` is what the refusal of another content type lists."""
 
     accepts: ClassVar[tuple[str, ...]] = (JSON,)

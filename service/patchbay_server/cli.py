@@ -20,6 +20,7 @@ from patchbay_server.commands.failures import explain
 from patchbay_server.commands.fuse import fuse
 from patchbay_server.commands.inspect import inspect
 from patchbay_server.commands.jobs import jobs
+from patchbay_server.commands.keys import keys
 from patchbay_server.commands.merge import merge
 from patchbay_server.commands.neuript import neuript
 from patchbay_server.commands.options import JSON_KEY
@@ -67,6 +68,7 @@ OFFLINE = (compress, fuse, merge, tune, export, transfer, inspect, verify, recon
 for command in (*OFFLINE, serve, push, ls, show, rm, worker, demo):
     app.command()(command)
 app.add_typer(jobs)
+app.add_typer(keys)
 app.add_typer(neuript)
 app.add_typer(store)
 

@@ -14,8 +14,8 @@ from patchbay.engine.patience import Patience
 from patchbay.engine.recipes import Path, Ready
 from patchbay.errors import InvalidRecipe
 from patchbay.merge import Recipe
-from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
+from patchbay_server.callers import Caller
 from patchbay_server.jobs.base import JobQueue
 from patchbay_server.logs import note
 from patchbay_server.metrics import Metrics
@@ -52,9 +52,15 @@ async def get_settings(request: Request) -> Settings:
     return settings
 
 
-async def get_tenant() -> str:
-    """One tenant until keys have owners; every catalog call is given it already."""
-    return DEFAULT_TENANT
+async def get_caller(request: Request) -> Caller:
+    """Whose key the request came with."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def get_tenant(request: Request) -> str:
+    """That the key belongs to: every call of the catalog and of the queue is given it."""
+    return (await get_caller(request)).tenant
 
 
 EngineDep = Annotated[Engine, Depends(get_engine)]
@@ -62,6 +68,7 @@ HubDep = Annotated[Hub, Depends(get_hub)]
 QueueDep = Annotated[JobQueue, Depends(get_queue)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
+CallerDep = Annotated[Caller, Depends(get_caller)]
 TenantDep = Annotated[str, Depends(get_tenant)]
 
 
@@ -75,11 +82,12 @@ class Resolver:
     def __call__(self, body: ModelRequest, patience: Patience) -> tuple[Resolved, Ready]:
         """What the model means, made ready to run."""
         resolved = resolve(self.hub, self.tenant, self.engine.backbone.name, body.model, body.patch, body.head)
-        ready = self.engine.prepare(resolved.canonical, Path(body.path) if body.path else None, patience)
-        self.metrics.asked(resolved.label, ready)
-        note(model=resolved.label, path=ready.path)
+        wanted = Path(body.path) if body.path else None
+        ready = self.engine.prepare(resolved.canonical, wanted, patience, salt=self.tenant)
+        self.metrics.asked(resolved, ready)
+        note(model=resolved.shown, path=ready.path)
         if self.tracing is not None:
-            self.tracing.asked(resolved.label, ready, resolved.canonical)
+            self.tracing.asked(resolved.shown, ready, resolved.canonical)
         return resolved, ready
 
     def recipe(self, recipe: Recipe | str) -> Resolved:

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from patchbay import errors
+from patchbay_server.access import Forbidden
 from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
 from patchbay_server.logs import note
@@ -45,6 +46,7 @@ class DigestMismatch(errors.PatchbayError):
 STATUS: Mapping[type, int] = {
     errors.UnsupportedTask: 400,
     Unauthorized: 401,
+    Forbidden: 403,
     errors.NotFound: 404,
     errors.NameTaken: 409,
     errors.VersionConflict: 409,
@@ -70,7 +72,12 @@ STATUS: Mapping[type, int] = {
     errors.PatchbayError: 500,
 }
 _UNREADABLE = "There was an error parsing the body"  # FastAPI's words, whatever it was
-_TYPES: Mapping[int, str] = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
+_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+}
 _HTTP_CODES: Mapping[int, str] = {
     400: "invalid_request",
     404: "unknown_route",

@@ -1,5 +1,5 @@
-"""Prometheus metrics. Labels never carry an expression: a saved name, a delta's name, or `merge`. API.md lists them
-all.
+"""Prometheus metrics. Labels never carry an expression: a saved name, a delta's name, or `merge`; and no names but the
+default tenant's, which is the operator's. API.md lists them all.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import patchbay
 from patchbay.engine.engine import Engine
 from patchbay.engine.recipes import Ready
 from patchbay.errors import PatchbayError
+from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
 from patchbay_server.engine_metrics import EngineMetrics
 from patchbay_server.jobs.base import Job, JobQueue, State
 from patchbay_server.names import Residents
 from patchbay_server.read_metrics import ReadCounter, ReadSeries
+from patchbay_server.resolve import Resolved
 from patchbay_server.store_metrics import StoreMetrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each of the others, which nobody looks at
@@ -45,7 +47,10 @@ class Metrics:
             "patchbay_http_request_seconds", "Time to answer.", ["route", "method"], registry=self.registry
         )
         self.inferences = Counter(
-            "patchbay_inferences", "Inference requests by model and path.", ["model", "path"], registry=self.registry
+            "patchbay_inferences",
+            "Inference requests by tenant, model and path.",
+            ["tenant", "model", "path"],
+            registry=self.registry,
         )
         self.auth_failures = Counter(
             "patchbay_auth_failures", "Requests without the key, or with another one.", registry=self.registry
@@ -65,16 +70,17 @@ class Metrics:
         """Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def asked(self, label: str, ready: Ready) -> None:
-        """An inference request names something that exists; `label` is what may be shown of its name."""
-        self.inferences.labels(label, ready.path).inc()
-        self.of_engine.note(ready, label)
+    def asked(self, resolved: Resolved, ready: Ready) -> None:
+        """An inference request names something that exists."""
+        self.inferences.labels(resolved.tenant, resolved.shown, ready.path).inc()
+        if resolved.tenant == DEFAULT_TENANT:
+            self.of_engine.note(ready, resolved.label)
 
-    def forget(self, model: str, version: int | None = None) -> None:
+    def forget(self, tenant: str, model: str, version: int | None = None) -> None:
         """What goes by a name that nothing has any more: servers see many come and go."""
         self._residents.forget()
-        if version is None:
-            self.inferences.remove_by_labels({"model": model})
+        if version is None and tenant == DEFAULT_TENANT:
+            self.inferences.remove_by_labels({"tenant": tenant, "model": model})
 
     def _show_base(self, engine: Engine) -> None:
         about = {"version": patchbay.__version__, "base": engine.backbone.name, "task": engine.backbone.task.value}

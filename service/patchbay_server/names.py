@@ -15,13 +15,16 @@ from patchbay.engine.sequence import Sequence
 from patchbay.errors import StoreUnavailable
 from patchbay.store.base import DEFAULT_TENANT
 from patchbay.store.hub import Hub
+from patchbay_server.residents import digest_of, resident
 from patchbay_server.resolve import BASE, MERGE
 
 MOST = 100
 
 
 class Residents:
-    """The deltas in memory, as `name@version`. What was found out of a digest is kept until `forget`."""
+    """The default tenant's deltas in memory, as `name@version`: the names of others are theirs. What was found out of a
+    digest is kept until `forget`.
+    """
 
     def __init__(self, engine: Engine, hub: Hub) -> None:
         self._deltas, self._catalog = engine.recipes.deltas, hub.catalog
@@ -36,9 +39,9 @@ class Residents:
                 name = self._name(digest)
             except StoreUnavailable:  # one call that waits for it is enough
                 return
-            resident = self._deltas.peek(digest)
-            if name is not None and resident is not None:
-                yield {"delta": name}, resident.num_bytes
+            delta = self._deltas.peek(digest)
+            if name is not None and delta is not None:
+                yield {"delta": name}, delta.num_bytes
 
     def forget(self) -> None:
         """Something was deleted."""
@@ -46,7 +49,8 @@ class Residents:
 
     def _name(self, digest: str) -> str | None:
         if digest not in self._names:
-            found = self._catalog.find_digest(DEFAULT_TENANT, digest)
+            is_ours = digest == resident(DEFAULT_TENANT, digest_of(digest))
+            found = self._catalog.find_digest(DEFAULT_TENANT, digest_of(digest)) if is_ours else []
             self._names[digest] = f"{found[0].name}@{found[0].version}" if found else None
         return self._names[digest]
 

@@ -9,6 +9,7 @@ from patchbay.engine.engine import Engine
 from patchbay.errors import NotFound
 from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
 from patchbay.store.hub import Hub
+from patchbay_server.residents import resident
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -24,13 +25,18 @@ def split(delta: str) -> tuple[str, int | None]:
 
 
 def preload(engine: Engine, hub: Hub, deltas: Iterable[str]) -> None:
-    """Loads and pins each. Raises NotFound, CacheFull, and what loading raises."""
+    """Loads and pins each: `name`, `name@version`, or `tenant/name`. Raises NotFound, CacheFull, and what loading
+    raises.
+    """
     for delta in deltas:
-        engine.recipes.pin(hub.catalog.get_delta(DEFAULT_TENANT, *split(delta)).digest)
+        tenant, slash, own = delta.partition("/")
+        if not slash:
+            tenant, own = DEFAULT_TENANT, delta
+        engine.recipes.pin(resident(tenant, hub.catalog.get_delta(tenant, *split(own)).digest))
 
 
 def forget(engine: Engine, hub: Hub, tenant: str, deleted: Iterable[DeltaRecord]) -> None:
     """Unpins what no delta is any more. Bytes that another name has too stay pinned for that one."""
     for record in deleted:
         if not hub.catalog.find_digest(tenant, record.digest):
-            engine.recipes.unpin(record.digest)
+            engine.recipes.unpin(resident(tenant, record.digest))

@@ -1,6 +1,7 @@
 """From what a request names to what the engine runs: names -> digests, an expression or a patch -> a canonical recipe.
 
 Names are resolved once per request; after that only digests count, so a rollback never changes a request under way.
+Canonical recipes hold digests as `residents` writes them: everything that is made of one, and kept, is its tenant's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 from patchbay.errors import InvalidRecipe, NotFound
 from patchbay.merge import CanonicalRecipe, Recipe, Term, named, parse, settled
 from patchbay.merge.recipe import WEIGHT
-from patchbay.store.base import DeltaRecord
+from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
 from patchbay.store.hub import Hub
+from patchbay_server.residents import resident
 
 BASE = "base"
 MERGE = "merge"  # what metrics call a recipe that a request writes out itself
@@ -32,8 +34,9 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`recipe` and `canonical` are None for the base itself. `label` is what metrics may show."""
+    """`recipe` and `canonical` are None for the base itself. `label` is the name that it goes by."""
 
+    tenant: str
     label: str
     recipe: Recipe | None
     canonical: CanonicalRecipe | None
@@ -42,8 +45,20 @@ class Resolved:
 
     @property
     def names(self) -> dict[str, str]:
-        """Digest -> the term as written."""
-        return {pin.digest: pin.term for pin in self.pinned}
+        """The engine's names -> the terms as written."""
+        return {resident(self.tenant, pin.digest): pin.term for pin in self.pinned}
+
+    @property
+    def kind(self) -> str:
+        """`base`, `delta` or `merge`: what others may know of it."""
+        if self.recipe is None:
+            return BASE
+        return "delta" if len(self.recipe.terms) == 1 else "merge"
+
+    @property
+    def shown(self) -> str:
+        """What operators may see of it, in metrics and logs: names of other tenants than the default one are theirs."""
+        return self.label if self.tenant == DEFAULT_TENANT else self.kind
 
     def describe(self, path: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """The `patchbay` object of a response."""
@@ -74,7 +89,7 @@ def resolve(
     """
     if model in (base, BASE):
         if patch is None:
-            return Resolved(BASE, None, None, (), _written_head(head, None))
+            return Resolved(tenant, BASE, None, None, (), _written_head(head, None))
         return _pin(hub, tenant, patch, head, label=MERGE)
     if patch is not None:
         raise InvalidRecipe(f"'patch' goes with the base as model, not with {model!r}", param="model")
@@ -119,7 +134,7 @@ def _from_saved(hub: Hub, tenant: str, name: str, saved: Mapping[str, Any], head
     terms = tuple(term.model_copy(update={"delta": versions[term.delta]}) for term in recipe.terms)
     pinned = [Pinned(versions[t], pin["name"], pin["version"], pin["digest"]) for t, pin in saved["pins"].items()]
     renamed = recipe.model_copy(update={"terms": terms, "head": versions.get(recipe.head or "", recipe.head)})
-    return _canonical(renamed, pinned, versions.get(head or "", head), label=name)
+    return _canonical(tenant, renamed, pinned, versions.get(head or "", head), label=name)
 
 
 def _pin(hub: Hub, tenant: str, recipe: Recipe, head: str | None, *, label: str) -> Resolved:
@@ -127,7 +142,7 @@ def _pin(hub: Hub, tenant: str, recipe: Recipe, head: str | None, *, label: str)
     for term in recipe.terms:
         record = _find(hub, tenant, term.name, term.version)
         pinned.append(Pinned(term.delta, record.name, record.version, record.digest))
-    return _canonical(recipe, pinned, head, label=label)
+    return _canonical(tenant, recipe, pinned, head, label=label)
 
 
 def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
@@ -142,10 +157,10 @@ def _find(hub: Hub, tenant: str, name: str, version: int | None) -> DeltaRecord:
         raise NotFound(error.message, param="model") from error
 
 
-def _canonical(recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
+def _canonical(tenant: str, recipe: Recipe, pinned: list[Pinned], head: str | None, *, label: str) -> Resolved:
     recipe = named(recipe)
-    canonical = settled(recipe, {pin.term: pin.digest for pin in pinned})
-    return Resolved(label, recipe, canonical, tuple(pinned), _written_head(head, recipe))
+    canonical = settled(recipe, {pin.term: resident(tenant, pin.digest) for pin in pinned})
+    return Resolved(tenant, label, recipe, canonical, tuple(pinned), _written_head(head, recipe))
 
 
 def _written_head(asked: str | None, recipe: Recipe | None) -> str | None:

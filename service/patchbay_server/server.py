@@ -18,18 +18,20 @@ from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
 from patchbay.engine.engine import Budgets, Engine
 from patchbay.engine.scheduler import Limits
-from patchbay.errors import DeltaError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
+from patchbay.errors import DeltaError, InputError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
-from patchbay.store.base import DEFAULT_TENANT
+from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
 from patchbay.store.hub import Hub
 from patchbay_server import logs
 from patchbay_server.app import create_app
 from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.pins import preload
+from patchbay_server.residents import digest_of
 from patchbay_server.resolve import BASE
 from patchbay_server.settings import Settings
 from patchbay_server.stores.opened import open_store
+from patchbay_server.stores.urls import open_catalog
 from patchbay_server.traces import tracing
 
 logger = logging.getLogger("patchbay_server")
@@ -49,30 +51,51 @@ def open_hub(settings: Settings, base_name: str) -> Hub:
     return open_store(settings, frozenset({BASE, base_name, *METHODS}))
 
 
+def check_closed(settings: Settings) -> None:
+    """Raises InputError for a server that everybody could use: the world reaches it, and there is no key."""
+    if settings.api_key is not None or settings.is_loopback:
+        return
+    settings.store.mkdir(parents=True, exist_ok=True)
+    with closing(open_catalog(settings.catalog_url)) as catalog:
+        if not catalog.keys.list_keys():
+            raise InputError(
+                f"refusing to listen on {settings.host} without PATCHBAY_API_KEY or a key in the store: set one, make "
+                "one with `patchbay keys create`, or use 127.0.0.1",
+                param="host",
+            )
+
+
 def check_store(hub: Hub, backbone: Backbone) -> list[str]:
-    """The names whose bytes are not in this server's blob store.
+    """The names, of all tenants, whose bytes are not in this server's blob store.
 
     Raises WrongBase where the store holds deltas of another base: a catalog belongs to one base.
     """
-    records = hub.catalog.list_deltas(DEFAULT_TENANT)
+    records = [record for tenant in hub.tenants() for record in hub.catalog.list_deltas(tenant)]
     for record in records:
         if record.name == backbone.name:
-            raise InvalidName(f"the store has a delta named {record.name!r}, as the base is: rename the base's folder")
+            raise InvalidName(
+                f"the store has a delta {_shown(record)!r}, named as the base is: rename the base's folder"
+            )
         made_for = json.loads(record.summary).get("base", backbone.fingerprint)
         if made_for != backbone.fingerprint:
             raise WrongBase(
-                f"the store holds {record.name!r}, a delta of another base ({made_for[:19]}..., this one is "
+                f"the store holds {_shown(record)!r}, a delta of another base ({made_for[:19]}..., this one is "
                 f"{backbone.fingerprint[:19]}...): give every base a store of its own with --store or --store-url",
                 param="store",
             )
     stored = hub.blobs.digests()  # one question, where one a record would be a second for every hundred
-    return [record.name for record in records if record.digest not in stored]
+    return [_shown(record) for record in records if record.digest not in stored]
+
+
+def _shown(record: DeltaRecord) -> str:
+    return record.name if record.tenant == DEFAULT_TENANT else f"{record.tenant}/{record.name}"
 
 
 def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
     """An engine that takes its deltas from the store. Blobs were checked when they came, and are checked again."""
 
-    def load(digest: str) -> Delta:
+    def load(resident: str) -> Delta:
+        digest = digest_of(resident)
         try:
             return read_delta(hub.open_blob(digest), backbone.specs, backbone.fingerprint, read_base=backbone.stored)
         except (DeltaError, NotFound) as error:  # the store's failure, not the caller's
@@ -91,9 +114,10 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
 
 
 def serve(settings: Settings) -> None:
-    """Blocks until SIGINT or SIGTERM. Raises BackboneError, CannotListen, WrongBase, StoreUnavailable, or NotFound for
-    a delta to preload, before it listens.
+    """Blocks until SIGINT or SIGTERM. Raises InputError, BackboneError, CannotListen, WrongBase, StoreUnavailable, or
+    NotFound for a delta to preload, before it listens.
     """
+    check_closed(settings)
     with (
         logs.configured(settings.log_format, settings.log_level),
         _bind(settings) as listener,

@@ -23,6 +23,7 @@ def _size(given: object) -> object:
         raise ValueError(error.message) from error
 
 
+DEFAULT_STORE = Path("patchbay-store")
 Bytes = Annotated[int, BeforeValidator(_size)]
 
 
@@ -37,7 +38,7 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="auto, cpu or cuda.")
     host: str = "127.0.0.1"
     port: int = Field(default=8321, ge=0, le=65535)
-    store: Path = Field(default=Path("patchbay-store"), description="Folder for blobs and the embedded catalog.")
+    store: Path = Field(default=DEFAULT_STORE, description="Folder for blobs and the embedded catalog.")
     store_url: str | None = Field(
         default=None, description="sqlite:///... or redis://...; the embedded catalog by default."
     )
@@ -47,7 +48,7 @@ class Settings(BaseSettings):
     )
     blob_cache_bytes: Bytes = Field(default=16 << 30, ge=0, description="Files of remote blobs, kept in the store.")
     redis_blob_bytes: Bytes = Field(default=1 << 30, gt=0, description="Cap of all blobs in Redis together.")
-    api_key: SecretStr | None = Field(default=None, description="Bearer key that every /v1 request must carry.")
+    api_key: SecretStr | None = Field(default=None, description="The operator's key; others are in the catalog.")
     max_upload_bytes: Bytes = Field(default=8 << 30, gt=0)
     max_body_bytes: Bytes = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
     max_recording_bytes: Bytes = Field(default=64 << 20, gt=0, description="Cap of a body of /v1/eeg.")
@@ -73,12 +74,15 @@ class Settings(BaseSettings):
     preload: str | None = Field(default=None, description="Deltas to load and pin at start, with commas between.")
 
     @model_validator(mode="after")
-    def _closed_to_the_world_without_a_key(self) -> Self:
+    def _no_short_key(self) -> Self:
         if self.api_key is not None and len(self.api_key.get_secret_value()) < 16:
             raise ValueError("PATCHBAY_API_KEY is shorter than 16 characters: choose a longer one")
-        if self.api_key is None and not _is_loopback(self.host):
-            raise ValueError(f"refusing to listen on {self.host} without PATCHBAY_API_KEY: set one, or use 127.0.0.1")
         return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Nobody but this machine can reach the host."""
+        return _is_loopback(self.host)
 
     @property
     def jobs_path(self) -> Path:
@@ -89,12 +93,17 @@ class Settings(BaseSettings):
         return [name for part in (self.preload or "").split(",") if (name := part.strip())]
 
     @property
-    def catalog_url(self) -> str:
-        return self.store_url or f"sqlite:///{self.store.absolute() / 'catalog.db'}"
-
-    @property
     def blobs_url(self) -> str:
         return self.blob_url or (self.store.absolute() / "blobs").as_uri()
+
+    @property
+    def catalog_url(self) -> str:
+        return catalog_url(self.store, self.store_url)
+
+
+def catalog_url(store: Path, store_url: str | None) -> str:
+    """Of the catalog: in the store, unless another is named."""
+    return store_url or f"sqlite:///{store.absolute() / 'catalog.db'}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,8 +15,8 @@ from patchbay.store import BlobStore, Catalog, Hub
 _OPERATIONS = [
     prefix + name
     for prefix, contract in (("", Catalog), ("blob_", BlobStore))
-    for name in vars(contract)
-    if not name.startswith("_")
+    for name, method in vars(contract).items()
+    if not name.startswith("_") and callable(method)
 ]
 # A read of the embedded catalog takes some 20 microseconds, a write waits for the disk.
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -62,10 +62,11 @@ def _is_failure(error: Exception) -> bool:
 
 
 class _Measured:
-    """Stands for a store, and passes every call on."""
+    """Stands for a store, and passes every call on; what is no method of it, as its keys, is not measured."""
 
     def __init__(self, store: object, prefix: str, call: Callable[..., Any]) -> None:
         self._store, self._prefix, self._call = store, prefix, call
 
     def __getattr__(self, name: str) -> Any:
-        return partial(self._call, self._prefix + name, getattr(self._store, name))
+        found = getattr(self._store, name)
+        return partial(self._call, self._prefix + name, found) if callable(found) else found

@@ -26,6 +26,7 @@ from patchbay.engine.sequence import Sequence
 from patchbay.errors import InputError
 from patchbay.merge import CanonicalRecipe
 from patchbay_server.logs import current
+from patchbay_server.residents import digest_of
 
 Attributes = Mapping[str, str | int | float | tuple[str, ...] | tuple[float, ...]]
 EXPORTERS = "opentelemetry_traces_exporter"  # a group of entry points, the SDK's own
@@ -51,7 +52,7 @@ class Tracing(Observer):
 
     def loaded(self, digest: str, seconds: float) -> None:
         now = time.time()
-        self._tell("load", now - seconds, now, {"patchbay.deltas": (digest,)}, context.get_current())
+        self._tell("load", now - seconds, now, {"patchbay.deltas": (digest_of(digest),)}, context.get_current())
 
     def built(self, recipe: CanonicalRecipe, seconds: float) -> None:
         now = time.time()
@@ -134,7 +135,7 @@ def _described(recipe: CanonicalRecipe | None) -> Attributes:
         return {}
     return {
         "patchbay.method": recipe.method,
-        "patchbay.deltas": tuple(digest for digest, _ in recipe.terms),
+        "patchbay.deltas": tuple(digest_of(name) for name, _ in recipe.terms),
         "patchbay.weights": tuple(weight for _, weight in recipe.terms),
     }
 

@@ -28,7 +28,7 @@ from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.server import open_engine, open_hub
 from patchbay_server.settings import Settings
 
-TYPES = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which routes ask for the key. The list is the app's own, so that a new route cannot be forgotten."""
+"""Which routes ask for a key. The list is the app's own, so that a new route cannot be forgotten."""
 
 from __future__ import annotations
 

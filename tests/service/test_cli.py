@@ -41,7 +41,7 @@ NAMES = [
     "worker",
     "demo",
 ]
-GROUPS = ["jobs", "neuript", "store"]
+GROUPS = ["jobs", "keys", "neuript", "store"]
 DEADLINE_S = 60.0
 
 

@@ -11,6 +11,7 @@ from tests.service.serving import assert_error, ok, serving
 
 from patchbay.backbone import Backbone
 from patchbay.engine.integrity import tensors_of
+from patchbay_server.residents import resident
 
 
 def flip(tensor: torch.Tensor) -> None:
@@ -23,7 +24,7 @@ def test_a_changed_delta_is_loaded_again_and_a_changed_base_is_not_ready(
     base = model_folder("bert_classifier")
     file = pico.delta_file(base, finetune_folder("bert_classifier"), tmp_path / "math.safetensors")
     with serving(Backbone.load(base), tmp_path / "store", check_seconds=0) as served:
-        digest = served.upload("math", file)["digest"]
+        digest = resident("default", served.upload("math", file)["digest"])
         before = served.probabilities("math", ["the cat"])
         checks = served.engine.integrity
         for _ in checks.steps():

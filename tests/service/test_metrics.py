@@ -47,10 +47,10 @@ def test_labels_never_carry_an_expression(vit: Served) -> None:
     found = samples(vit)
     labels = {dict(key)["model"] for name, key in found if name == "patchbay_inferences_total"}
     assert labels == {"base", "math", "both", "merge"}
-    assert value(found, "patchbay_inferences_total", model="base", path="base") == 2
-    assert value(found, "patchbay_inferences_total", model="math", path="decoupled") == 3
-    assert value(found, "patchbay_inferences_total", model="merge", path="decoupled") == 4
-    assert value(found, "patchbay_inferences_total", model="both", path="decoupled") == 1
+    assert value(found, "patchbay_inferences_total", tenant="default", model="base", path="base") == 2
+    assert value(found, "patchbay_inferences_total", tenant="default", model="math", path="decoupled") == 3
+    assert value(found, "patchbay_inferences_total", tenant="default", model="merge", path="decoupled") == 4
+    assert value(found, "patchbay_inferences_total", tenant="default", model="both", path="decoupled") == 1
 
 
 def test_the_series_of_what_is_deleted_go(vit: Served) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.service.held import held
 from tests.service.serving import Serve, Served, assert_error, ok
 
+from patchbay_server.residents import resident
+
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 TEXT = {"prompt": "the cat", "max_tokens": 6, "temperature": 0}
 Files = Callable[..., Path]
@@ -39,7 +41,7 @@ def test_a_pinned_delta_is_loaded_and_stays(narrow: Served) -> None:
     record = ok(narrow.post("/v1/deltas/math/pin"))
     assert record["pinned"] and record == ok(narrow.get("/v1/deltas"))["data"][2] and pinned(narrow, "math@1")
     pool = narrow.engine.recipes.deltas
-    assert record["resident_bytes"] == pool.peek(record["digest"]).num_bytes == pool.pinned_bytes
+    assert record["resident_bytes"] == pool.peek(resident("default", record["digest"])).num_bytes == pool.pinned_bytes
     assert ok(narrow.get("/v1/deltas/code"))["resident_bytes"] is None
     for name in ("code", "law", "code"):
         narrow.classify(name, IMAGE)
@@ -54,7 +56,7 @@ def test_what_is_unpinned_leaves_like_any_other(narrow: Served) -> None:
     assert ok(narrow.post("/v1/deltas/math/unpin"))["pinned"] is False, "and again"
     for name in ("code", "law"):
         narrow.classify(name, IMAGE)
-    assert narrow.engine.recipes.deltas.peek(digest) is None
+    assert narrow.engine.recipes.deltas.peek(resident("default", digest)) is None
 
 
 def test_pins_over_the_budget_are_refused(narrow: Served) -> None:
@@ -78,7 +80,7 @@ def test_a_deleted_delta_is_pinned_no_more(vit: Served, delta_file: Files) -> No
     ok(vit.delete("/v1/deltas/math"))
     assert pinned(vit, "twin")
     assert ok(vit.delete("/v1/deltas/twin"))["deleted"][0]["pinned"], "as it was"
-    assert not vit.engine.recipes.is_pinned(digest) and vit.engine.recipes.deltas.pinned_bytes == 0
+    assert not vit.engine.recipes.is_pinned(resident("default", digest)) and vit.engine.recipes.deltas.pinned_bytes == 0
 
 
 def replace(served: Served, delta_file: Files) -> None:
@@ -103,10 +105,10 @@ def test_a_request_under_way_keeps_its_delta(
         asked = pool.submit(ask)
         assert gate.entered.wait(60)
         change(llama, delta_file)
-        llama.engine.recipes.unpin(digest)
+        llama.engine.recipes.unpin(resident("default", digest))
         for cache in (llama.engine.recipes.deltas, llama.engine.recipes.plans):
             cache.get("other", lambda size=cache.max_bytes: Large(size))  # type: ignore[misc, arg-type]
-            assert cache.peek(digest) is None
+            assert cache.peek(resident("default", digest)) is None
         gate.opened.set()
         answer = ok(asked.result(60))
     assert answer["choices"] == alone["choices"] and answer["patchbay"]["deltas"][0]["digest"] == digest

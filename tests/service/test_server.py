@@ -12,6 +12,7 @@ from tests.service.serving import serving
 from patchbay.backbone import Backbone
 from patchbay.errors import CacheFull, InvalidName, NotFound, WrongBase
 from patchbay_server.pins import preload
+from patchbay_server.residents import resident
 from patchbay_server.server import check_store, open_engine, open_hub
 from patchbay_server.settings import Settings
 
@@ -84,8 +85,9 @@ def test_what_is_preloaded_is_pinned_before_anybody_asks(filled: tuple[Settings,
     engine = open_engine(settings, backbone, hub)
     digest = hub.catalog.get_delta("default", "math").digest
     preload(engine, hub, ["math", "math@1"])
-    assert engine.recipes.is_pinned(digest)
-    for name in ("nope", "math@2", "math@x"):
+    assert engine.recipes.is_pinned(resident("default", digest))
+    preload(engine, hub, ["default/math@1"])
+    for name in ("nope", "math@2", "math@x", "other/math", "/math", "a/b/c"):
         with pytest.raises(NotFound):
             preload(engine, hub, [name])
     small = open_engine(settings.model_copy(update={"delta_cache_bytes": 10}), backbone, hub)

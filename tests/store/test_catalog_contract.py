@@ -369,3 +369,13 @@ def _readers(catalog: Catalog, name: str, version: int | None = None) -> list[Ca
         lambda: catalog.set_current(T, name, 1 if version is None else version),
     ]
     return calls if version is not None else [*calls, lambda: catalog.list_versions(T, name)]
+
+
+def test_a_blob_is_its_tenants(catalog: Catalog) -> None:
+    assert catalog.add_blob(T, digest("a"), 3) and not catalog.add_blob(T, digest("a"), 3)
+    assert catalog.has_blob(T, digest("a")) and not catalog.has_blob("other", digest("a"))
+    assert catalog.add_blob("other", digest("a"), 3), "bytes of somebody else are news"
+    for text in ("", "x", digest("b"), "\ud800"):
+        assert not catalog.has_blob(T, text)
+    with pytest.raises(InvalidName):
+        catalog.add_blob("No Name", digest("a"), 3)

@@ -104,12 +104,24 @@ def test_what_a_client_has_just_sent_stays(hub: Hub) -> None:
     with hub.begin_upload(100) as upload:
         upload.write(b"1")
         upload.finish()
-        assert hub.keep(upload)
+        assert hub.keep_blob(upload, T)
     assert removed(hub, 0) == set()
     with hub.begin_upload(100) as upload:
         upload.write(b"1")
         upload.finish()
-        assert not hub.keep(upload)
+        assert not hub.keep_blob(upload, T)
+
+
+def test_what_a_client_sent_long_ago_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchbay.store.hub.KEPT_S", 0.0)
+    with hub.begin_upload(100) as upload:
+        upload.write(b"1")
+        upload.finish()
+        hub.keep_blob(upload, T)
+    assert hub.catalog.has_blob(T, digest_of(b"1"))
+    assert removed(hub, 0, dry_run=True) == {digest_of(b"1")} and hub.has_blob(T, digest_of(b"1"))
+    assert removed(hub, 0) == {digest_of(b"1")}
+    assert not hub.catalog.has_blob(T, digest_of(b"1"))
 
 
 def test_nothing_is_named_while_it_is_removed(hub: Hub) -> None:

@@ -99,7 +99,7 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> 
 
 def test_a_failing_step_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
-    # The last step's table is in the way, so that step fails after others could have been applied.
+    # A step's table is in the way, so that step fails after others could have been applied.
     write(path, V1 + "CREATE TABLE merges (something TEXT)")
     before = schema(path), applied(path)
     with pytest.raises(StoreUnavailable, match="already exists"):

@@ -107,11 +107,18 @@ class Engine:
             every=check_every,
         )
 
-    def prepare(self, recipe: CanonicalRecipe | None, path: Path | None = None, patience: Patience = FOREVER) -> Ready:
+    def prepare(
+        self,
+        recipe: CanonicalRecipe | None,
+        path: Path | None = None,
+        patience: Patience = FOREVER,
+        salt: str = "",
+    ) -> Ready:
         """Loads and merges what is missing, in the caller's thread. Raises InputError for a `path` that is not to be
-        had, QueueFull where no memory comes free for it, and what loading, merging and `patience` raise.
+        had, QueueFull where no memory comes free for it, and what loading, merging and `patience` raise. Texts that
+        begin alike share what is known of their beginning only where their `salt` is one.
         """
-        return self.recipes.prepare(recipe, path, patience)
+        return self.recipes.prepare(recipe, path, patience, salt)
 
     @property
     def language(self) -> Language:

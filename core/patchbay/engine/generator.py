@@ -125,7 +125,7 @@ class Generator:
             sequence.admitted = time.monotonic()
             if self._prefixes and not sequence.wants_prompt:  # whose probabilities only a forward pass gives
                 tokens = sequence.request.prompt[:-1]  # the last one is read: its logits are the first answer's
-                sequence.computed = self._prefixes.restore(sequence.request.ready.key, tokens, sequence.place)
+                sequence.computed = self._prefixes.restore(sequence.request.ready.prefix_key, tokens, sequence.place)
                 self.counts.asked_tokens += len(tokens)
                 self.counts.prefix_tokens += sequence.computed
 
@@ -177,7 +177,7 @@ class Generator:
         asking = []
         for number, (sequence, fine) in enumerate(zip(sequences, sound, strict=True)):
             if fine and self._prefixes and not sequence.draws.answer:
-                self._prefixes.keep(sequence.request.ready.key, sequence.request.prompt, sequence.place)
+                self._prefixes.keep(sequence.request.ready.prefix_key, sequence.request.prompt, sequence.place)
             if fine and sequence.request.params.max_tokens:
                 asking.append(number)
             elif fine:

@@ -1,7 +1,8 @@
 """Keys and values of texts that came before, for texts that begin alike. Knows nothing of models.
 
 What is kept belongs to one recipe, whose hash holds the digests of its deltas: a text read under one fine-tune says
-nothing about how another one reads it.
+nothing about how another one reads it. It also belongs to whoever asked (the key's salt): an answer that begins sooner
+says that its text was asked before, which is nobody else's business.
 """
 
 from __future__ import annotations

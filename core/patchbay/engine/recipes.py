@@ -39,9 +39,9 @@ class Path(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """`key` is the recipe's hash: what was kept of a text under one is never used under another. `active` is there
-    where `path` is decoupled, `merged` where there is a recipe; `terms` are its deltas, by digest, and in use for as
-    long as this is.
+    """`key` is the recipe's hash: what was kept of a text under one is never used under another, nor under another
+    `salt`. `active` is there where `path` is decoupled, `merged` where there is a recipe; `terms` are its deltas, by
+    digest, and in use for as long as this is.
     """
 
     key: str
@@ -49,6 +49,12 @@ class Ready:
     terms: Mapping[str, CompiledDelta]
     merged: Merged | None = None
     active: ActivePlan | None = None
+    salt: str = ""
+
+    @property
+    def prefix_key(self) -> str:
+        """Texts that begin alike share what is known of their beginning where they have this in common."""
+        return f"{self.salt} {self.key}"
 
     @property
     def deltas(self) -> Mapping[str, Delta]:
@@ -103,13 +109,18 @@ class Recipes:
         self._load = load
 
     def prepare(
-        self, recipe: CanonicalRecipe | None, wanted: Path | None = None, patience: Patience = FOREVER
+        self,
+        recipe: CanonicalRecipe | None,
+        wanted: Path | None = None,
+        patience: Patience = FOREVER,
+        salt: str = "",
     ) -> Ready:
-        """Loads what is missing. Raises as `load`, `build` and `patience` do, and InputError where the path that is
+        """Loads what is missing. `salt`: who may learn, by how soon an answer begins, that a text was asked before:
+        those with the same one. Raises as `load`, `build` and `patience` do, and InputError where the path that is
         `wanted` is not to be had.
         """
         if recipe is None:
-            return Ready("base", Path.BASE, {})
+            return Ready("base", Path.BASE, {}, salt=salt)
         terms = self._terms(recipe, patience)
         deltas = {digest: term.delta for digest, term in terms.items()}
         built = self._built(recipe, deltas)
@@ -118,8 +129,8 @@ class Recipes:
         if wanted is Path.DECOUPLED and reason:
             raise InputError(f"this cannot run on the decoupled path: {reason}; leave 'path' out", param="path")
         if reason or wanted is Path.PATCHED or (wanted is None and self._is_heavy(merged, deltas)):
-            return Ready(recipe.hash, Path.PATCHED, terms, merged)
-        return Ready(recipe.hash, Path.DECOUPLED, terms, merged, self._active(recipe, built, terms))
+            return Ready(recipe.hash, Path.PATCHED, terms, merged, salt=salt)
+        return Ready(recipe.hash, Path.DECOUPLED, terms, merged, self._active(recipe, built, terms), salt)
 
     def load(self, recipe: CanonicalRecipe | None) -> dict[str, Delta]:
         """In the recipe's order, which is that of the plan's coefficients."""

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from patchbay.errors import InvalidName, NameTaken, NotFound, StoreFull, StoreUnavailable, VersionConflict
+
+if TYPE_CHECKING:
+    from patchbay.store.keys import Keys
 
 Digest = str
 """`sha256:` and 64 lower-case hex digits."""
@@ -88,6 +91,10 @@ class Catalog(Protocol):
     Any call may raise StoreUnavailable; any change StoreFull.
     """
 
+    @property
+    def keys(self) -> Keys:
+        """Who may use what is in the catalog."""
+
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
     ) -> tuple[DeltaRecord, bool]:
@@ -134,6 +141,14 @@ class Catalog(Protocol):
 
     def delete_merge(self, tenant: str, name: str) -> None:
         """Raises NotFound."""
+
+    def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
+        """The tenant has brought these bytes; False where it had before."""
+
+    def has_blob(self, tenant: str, digest: Digest) -> bool: ...
+
+    def forget_blob(self, digest: Digest) -> None:
+        """No tenant has brought it any more."""
 
     def live_digests(self) -> set[Digest]:
         """Digests of all live versions of all tenants."""

@@ -42,6 +42,7 @@ def collect(hub: Hub, grace_s: float, in_use: Callable[[], set[Digest]], *, dry_
             blob = Blob(digest, hub.blobs.size(digest))
             if not dry_run:
                 hub.blobs.delete(digest)
+                hub.catalog.forget_blob(digest)
         finally:
             hub.catalog.pardon(digest)
         yield blob

@@ -13,7 +13,17 @@ from types import TracebackType
 from typing import BinaryIO
 
 from patchbay.errors import DeltaTooLarge, InvalidName, NotFound, StoreUnavailable
-from patchbay.store.base import BlobStore, Catalog, DeltaRecord, Digest, MergeRecord, check_name, disk_errors, owned_by
+from patchbay.store.base import (
+    DEFAULT_TENANT,
+    BlobStore,
+    Catalog,
+    DeltaRecord,
+    Digest,
+    MergeRecord,
+    check_name,
+    disk_errors,
+    owned_by,
+)
 
 PUBLISHING_S = 600.0  # what is put is named within this time, or the blob counts as left over
 KEPT_S = 86_400.0  # a blob that was sent alone waits so long for a job that reads it
@@ -113,16 +123,6 @@ class Hub:
         self._put(upload, PUBLISHING_S)
         return self.catalog.add_version(tenant, name, upload.digest, upload.size, summary, activate)
 
-    def keep(self, upload: Upload) -> bool:
-        """Store a finished upload that has no name; False where its bytes are there already. It is kept for a day, and
-        as long as a job that is not over reads it. Raises StoreFull, StoreUnavailable.
-        """
-        self.catalog.hold(upload.digest, KEPT_S)
-        if self.blobs.exists(upload.digest):
-            return False
-        self._put(upload, KEPT_S)
-        return True
-
     def _put(self, upload: Upload, seconds: float) -> None:
         """Nothing names the blob yet: held, it is not taken for one that is left over."""
         self.catalog.hold(upload.digest, seconds)
@@ -136,9 +136,30 @@ class Hub:
         """`Catalog.save_merge`, under an allowed name."""
         return self.catalog.save_merge(tenant, self.check_name(name), recipe, replace)
 
+    def keep_blob(self, upload: Upload, tenant: str) -> bool:
+        """Store a finished upload as the tenant's own; False where it has these bytes already.
+
+        They are kept for a day, and as long as a job that is not over reads them. Those of another tenant are written
+        once more, in the time that it takes: nobody learns of them. Raises InvalidName, StoreFull, StoreUnavailable.
+        """
+        self.catalog.hold(upload.digest, KEPT_S)
+        if self.has_blob(tenant, upload.digest):
+            return False
+        self._put(upload, KEPT_S)
+        self.catalog.add_blob(tenant, upload.digest, upload.size)
+        return True
+
+    def has_blob(self, tenant: str, digest: Digest) -> bool:
+        """Whether the tenant has brought these bytes, and they are there."""
+        return self.catalog.has_blob(tenant, digest) and self.blobs.exists(digest)
+
     def open_blob(self, digest: Digest) -> Path:
-        """The file with these bytes. Raises NotFound."""
+        """The file with these bytes, whoever's they are: not for digests that a request names. Raises NotFound."""
         return self.blobs.path(digest)
+
+    def tenants(self) -> list[str]:
+        """All that have anything in the store, and the default one."""
+        return sorted({DEFAULT_TENANT, *(record.tenant for record in self.catalog.keys.list_keys())})
 
     def close(self) -> None:
         self.catalog.close()

@@ -34,14 +34,30 @@ def m0002_merges(db: sqlite3.Connection) -> None:
     )
 
 
-def m0003_holds(db: sqlite3.Connection) -> None:
+def m0003_keys(db: sqlite3.Connection) -> None:
+    db.execute(
+        """CREATE TABLE api_keys (
+             id TEXT PRIMARY KEY, tenant TEXT NOT NULL, scopes TEXT NOT NULL, secret_hash TEXT NOT NULL,
+             created_at REAL NOT NULL, expires_at REAL, last_used_at REAL, revoked_at REAL) WITHOUT ROWID"""
+    )
+
+
+def m0004_blobs(db: sqlite3.Connection) -> None:
+    db.execute(
+        """CREATE TABLE blobs (
+             tenant TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, created_at REAL NOT NULL,
+             PRIMARY KEY (tenant, digest)) WITHOUT ROWID"""
+    )
+
+
+def m0005_holds(db: sqlite3.Connection) -> None:
     # until: unix seconds; condemned: held by whoever removes the blob, so that nobody else can hold it.
     db.execute(
         "CREATE TABLE holds (digest TEXT PRIMARY KEY, until REAL NOT NULL, condemned INTEGER NOT NULL) WITHOUT ROWID"
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (m0001_deltas, m0002_merges, m0003_holds)
+MIGRATIONS: tuple[Migration, ...] = (m0001_deltas, m0002_merges, m0003_keys, m0004_blobs, m0005_holds)
 SCHEMA = Schema(
     table="migrations",
     steps=MIGRATIONS,

@@ -10,6 +10,7 @@ from patchbay.store import base, holds
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay.store.database import Database
 from patchbay.store.migrations import SCHEMA
+from patchbay.store.sqlite_keys import SqliteKeys
 
 _SELECT = """SELECT d.tenant, d.name, d.version, d.digest, d.size, d.created_at, d.summary, d.version IS n.current
              FROM deltas d JOIN delta_names n USING (tenant, name)
@@ -22,6 +23,7 @@ class SqliteCatalog(Database):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, SCHEMA)
+        self.keys = SqliteKeys(self)
 
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
@@ -125,6 +127,23 @@ class SqliteCatalog(Database):
             if not _has_merge(db, tenant, name):
                 raise base.no_merge(name, _merge_names(db, tenant))
             db.execute("DELETE FROM merges WHERE tenant = ? AND name = ?", (tenant, name))
+
+    def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
+        base.check_name(tenant, param="tenant")
+        with self.transaction() as db:
+            row = (tenant, digest, size, time.time())
+            return db.execute("INSERT OR IGNORE INTO blobs VALUES (?,?,?,?)", row).rowcount == 1
+
+    def forget_blob(self, digest: Digest) -> None:
+        with self.transaction() as db:
+            db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+
+    def has_blob(self, tenant: str, digest: Digest) -> bool:
+        if not base.is_digest(digest):
+            return False
+        with self.transaction(write=False) as db:
+            query = "SELECT 1 FROM blobs WHERE tenant = ? AND digest = ?"
+            return db.execute(query, (tenant, digest)).fetchone() is not None
 
     def live_digests(self) -> set[Digest]:
         with self.transaction(write=False) as db:

@@ -48,6 +48,7 @@ _BAD_INPUT = (
     errors.InvalidName,
     errors.NotFound,
     errors.NameTaken,
+    errors.InvalidKey,
     errors.DeltaInUse,
     errors.CacheFull,
 )

@@ -21,6 +21,14 @@ JsonOption = Annotated[
 ]
 BaseOption = Annotated[str, typer.Option(help="The base model: a Hugging Face folder or hub id.", metavar="MODEL")]
 DeltaArgument = Annotated[Path, typer.Argument(help="A delta file.", metavar="DELTA", show_default=False)]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PATCHBAY_STORE", show_default="patchbay-store", metavar="DIR", help="The server's store."),
+]
+StoreUrlOption = Annotated[
+    str | None,
+    typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The server's catalog."),
+]
 UrlOption = Annotated[
     str, typer.Option(envvar="PATCHBAY_URL", help="The running server; its key is read from PATCHBAY_API_KEY.")
 ]

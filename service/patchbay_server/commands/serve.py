@@ -32,9 +32,7 @@ def serve(
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option(
-            envvar="PATCHBAY_HOST", show_default="127.0.0.1", help="Beyond loopback only with PATCHBAY_API_KEY set."
-        ),
+        typer.Option(envvar="PATCHBAY_HOST", show_default="127.0.0.1", help="Beyond loopback only with a key."),
     ] = None,
     port: Annotated[
         int | None,

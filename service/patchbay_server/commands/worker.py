@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.options import JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json
 from patchbay_server.commands.serve import make_settings
 
@@ -20,14 +20,8 @@ def worker(
     task: Annotated[
         str | None, typer.Option(envvar="PATCHBAY_TASK", show_default="from the base", help="What the server serves.")
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(envvar="PATCHBAY_STORE", show_default="patchbay-store", metavar="DIR", help="The server's store."),
-    ] = None,
-    store_url: Annotated[
-        str | None,
-        typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The server's catalog."),
-    ] = None,
+    store: StoreOption = None,
+    store_url: StoreUrlOption = None,
     jobs_db: Annotated[
         Path | None,
         typer.Option(
@@ -40,9 +34,8 @@ def worker(
 
     With --json the one object is printed when the worker has stopped.
     """
-    # The address is a server's: what the environment says of it must not need a key here.
     given = {"base": base, "task": task, "store": store, "store_url": store_url, "jobs_db": jobs_db}
-    settings = make_settings({**given, "host": "127.0.0.1"})
+    settings = make_settings(given)
     from patchbay_server.jobs.worker import work
 
     if not as_json:

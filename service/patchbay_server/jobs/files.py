@@ -70,16 +70,16 @@ def check_model(names: Iterable[str]) -> None:
         raise InputError("the files lack weights: name at least one .safetensors file", param="files")
 
 
-def check_blobs(hub: Hub, wanted: Mapping[str, Digest | None]) -> None:
+def check_blobs(hub: Hub, tenant: str, wanted: Mapping[str, Digest | None]) -> None:
     """`wanted`: what it is for -> its blob, if one is named; it is kept until a job is queued that reads it.
 
-    Raises NotFound for the first one that is not there.
+    Raises NotFound for the first one that the tenant has not brought.
     """
     for what, digest in wanted.items():
         if digest is None:
             continue
         hub.catalog.hold(digest, PUBLISHING_S)
-        if not hub.blobs.exists(digest):
+        if not hub.has_blob(tenant, digest):
             raise NotFound(f"{what} is not on the server: PUT /v1/blobs/{digest} first", param=what)
 
 

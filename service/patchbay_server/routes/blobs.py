@@ -10,20 +10,30 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from patchbay.store.base import no_blob
 from patchbay.store.hub import Hub, Upload
-from patchbay_server.deps import HubDep, MetricsDep, SettingsDep
+from patchbay.store.keys import Scope
+from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch
 
-router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
+router = APIRouter(prefix="/v1/blobs", tags=["blobs"], route_class=ScopedRoute)
 DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
 # Written and hashed in pieces of this size and in a thread: a checkpoint must not stop the event loop.
 PIECE = 1 << 20
 _writes = anyio.CapacityLimiter(4)
 
 
-@router.put("/{digest}", status_code=201, responses={200: {"description": "The server has these bytes already."}})
+@router.put("/{digest}", status_code=201, responses={200: {"description": "The tenant has these bytes already."}})
+@needs(Scope.WRITE)
 async def put_blob(
-    digest: DigestPath, request: Request, response: Response, hub: HubDep, metrics: MetricsDep, settings: SettingsDep
+    digest: DigestPath,
+    request: Request,
+    response: Response,
+    hub: HubDep,
+    metrics: MetricsDep,
+    settings: SettingsDep,
+    tenant: TenantDep,
 ) -> dict[str, Any]:
     """The raw bytes as body. Their sha256 is taken while they come; other bytes than promised are not kept."""
     declared = request.headers.get("content-length", "0")
@@ -34,15 +44,18 @@ async def put_blob(
             await _receive(request, upload, settings.max_blob_bytes)
         except ClientDisconnect:
             return {}  # nobody is left to answer; leaving the context removes the partial file
-        created = await anyio.to_thread.run_sync(_keep, hub, upload, digest, limiter=_writes)
+        created = await anyio.to_thread.run_sync(_keep, hub, upload, tenant, digest, limiter=_writes)
     metrics.blob_bytes.inc(upload.size if created else 0)
     response.status_code = 201 if created else 200
     return {"digest": digest, "size": upload.size}
 
 
 @router.head("/{digest}")
-def head_blob(digest: DigestPath, hub: HubDep) -> Response:
-    """200 where the server has the blob, 404 where it has not."""
+@needs(Scope.WRITE)
+def head_blob(digest: DigestPath, hub: HubDep, tenant: TenantDep) -> Response:
+    """200 where the tenant has brought the blob, 404 where it has not."""
+    if not hub.has_blob(tenant, digest):
+        raise no_blob(digest)
     size = hub.blobs.size(digest)
     return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
 
@@ -63,9 +76,9 @@ def _check_size(size: int, max_bytes: int) -> None:
         raise HTTPException(413, f"the blob is over {max_bytes} bytes: split it, or raise PATCHBAY_MAX_BLOB_BYTES")
 
 
-def _keep(hub: Hub, upload: Upload, digest: str) -> bool:
-    """False where the store had it already."""
+def _keep(hub: Hub, upload: Upload, tenant: str, digest: str) -> bool:
+    """False where the tenant had it already."""
     found = upload.finish()
     if found != digest:
         raise DigestMismatch(f"the bytes are {found}, not {digest}: nothing was kept, send them again", param="digest")
-    return hub.keep(upload)
+    return hub.keep_blob(upload, tenant)

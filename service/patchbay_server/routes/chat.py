@@ -13,6 +13,8 @@ from patchbay.engine.recipes import Ready
 from patchbay.engine.request import Request as Asking
 from patchbay.engine.request import Sink
 from patchbay.errors import InputError
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.answers.chat import ChatWriter
 from patchbay_server.answers.respond import respond
 from patchbay_server.answers.sampling import check_count, check_supported, sampling
@@ -30,6 +32,7 @@ _ANSWERS_ONLY = ("tool_calls", "function_call", "refusal", "audio", "annotations
 
 
 @router.post("")
+@needs(Scope.INFER)
 async def create_chat_completion(
     request: Request, body: ChatRequest, engine: EngineDep, resolver: ResolverDep
 ) -> Response:

@@ -15,6 +15,8 @@ from patchbay.engine.request import Request as Asking
 from patchbay.engine.request import Sink
 from patchbay.engine.texts import Texts
 from patchbay.errors import InputError
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.answers.completions import CompletionWriter
 from patchbay_server.answers.respond import respond
 from patchbay_server.answers.sampling import check_count, check_supported, sampling
@@ -29,6 +31,7 @@ Prompt = str | list[int]
 
 
 @router.post("")
+@needs(Scope.INFER)
 async def create_completion(
     request: Request, body: CompletionsRequest, engine: EngineDep, resolver: ResolverDep
 ) -> Response:

@@ -9,6 +9,8 @@ from fastapi import APIRouter
 from patchbay.errors import NotFound
 from patchbay.store.base import owned_by
 from patchbay.store.hub import Hub
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.jobs.base import Json
@@ -21,6 +23,7 @@ router = APIRouter(prefix="/v1/compressions", tags=["jobs"], route_class=JsonRou
 
 
 @router.post("", status_code=202, responses={200: {"description": "The job that this Idempotency-Key has made."}})
+@needs(Scope.WRITE)
 def compress(
     body: CompressionRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep, submit: SubmitterDep
 ) -> dict[str, Any]:
@@ -45,4 +48,4 @@ def _check(hub: Hub, tenant: str, body: CompressionRequest) -> None:
     check_model(body.files)
     make_options(body)
     files = {f"files.{name}": digest for name, digest in body.files.items()}
-    check_blobs(hub, {**files, "calibration": body.calibration, "labels": body.labels})
+    check_blobs(hub, tenant, {**files, "calibration": body.calibration, "labels": body.labels})

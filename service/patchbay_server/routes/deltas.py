@@ -17,10 +17,13 @@ from patchbay.errors import DeltaTooLarge
 from patchbay.models.heads import check_head
 from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Upload
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.pins import forget, split
 from patchbay_server.records import summarise, to_json
+from patchbay_server.residents import resident
 from patchbay_server.schemas import CurrentRequest
 from patchbay_server.uses import check_unused
 
@@ -30,6 +33,7 @@ _checks = anyio.CapacityLimiter(2)
 
 
 @router.post("", status_code=201, responses={200: {"description": "These bytes are already a version of this name."}})
+@needs(Scope.WRITE)
 async def upload_delta(
     request: Request,
     response: Response,
@@ -60,12 +64,14 @@ async def upload_delta(
 
 
 @router.get("")
+@needs(Scope.READ)
 def list_deltas(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """The current version of every delta, by name."""
     return {"data": [_shown(record, engine) for record in hub.catalog.list_deltas(tenant)]}
 
 
 @router.get("/{delta}")
+@needs(Scope.READ)
 def get_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One delta, `name` (its current version) or `name@version`, with all its versions."""
     name, version = split(delta)
@@ -75,6 +81,7 @@ def get_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> 
 
 
 @router.get("/{delta}/file")
+@needs(Scope.READ)
 def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
     """The bytes that were uploaded."""
     record = hub.catalog.get_delta(tenant, *split(delta))
@@ -87,30 +94,34 @@ def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
 
 
 @router.put("/{name}/current")
+@needs(Scope.WRITE)
 def set_current(name: str, body: CurrentRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Makes a version the one that the bare name means: roll-out and rollback."""
     return _shown(hub.catalog.set_current(tenant, name, body.version, body.expected), engine)
 
 
 @router.post("/{delta}/pin")
+@needs(Scope.ADMIN)
 def pin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Loads a version, `name` (the current one) or `name@version`, and keeps it in memory until it is unpinned or
     deleted, or the server ends.
     """
     record = hub.catalog.get_delta(tenant, *split(delta))
-    engine.recipes.pin(record.digest)
+    engine.recipes.pin(resident(tenant, record.digest))
     return _shown(record, engine)
 
 
 @router.post("/{delta}/unpin")
+@needs(Scope.ADMIN)
 def unpin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Leaves it to the cache, like any other."""
     record = hub.catalog.get_delta(tenant, *split(delta))
-    engine.recipes.unpin(record.digest)
+    engine.recipes.unpin(resident(tenant, record.digest))
     return _shown(record, engine)
 
 
 @router.delete("/{delta}")
+@needs(Scope.WRITE)
 def delete_delta(
     delta: str,
     engine: EngineDep,
@@ -128,16 +139,16 @@ def delete_delta(
     deleted = hub.catalog.delete_delta(tenant, name, version)
     answer = {"deleted": [_shown(record, engine) for record in deleted]}
     forget(engine, hub, tenant, deleted)
-    metrics.forget(name, version)
+    metrics.forget(tenant, name, version)
     return answer
 
 
 def _shown(record: DeltaRecord, engine: Engine) -> dict[str, Any]:
-    deltas = engine.recipes.deltas
-    resident = deltas.peek(record.digest)
+    deltas, name = engine.recipes.deltas, resident(record.tenant, record.digest)
+    found = deltas.peek(name)
     return to_json(record) | {
-        "pinned": deltas.is_pinned(record.digest),
-        "resident_bytes": resident.num_bytes if resident else None,
+        "pinned": deltas.is_pinned(name),
+        "resident_bytes": found.num_bytes if found else None,
     }
 
 

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request
 from patchbay.engine.engine import Engine
 from patchbay.engine.patience import Patience
 from patchbay.errors import UnsupportedTask
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.eeg import Prepared, prepared, steps_of
 from patchbay_server.recordings import (
@@ -30,6 +32,7 @@ router = APIRouter(prefix="/v1/eeg", tags=["inference"], route_class=RecordingRo
 
 
 @router.post("/classify", openapi_extra=FORM_SCHEMA)
+@needs(Scope.INFER)
 async def classify(
     request: Request, body: RecordingRequest, engine: EngineDep, resolver: ResolverDep
 ) -> dict[str, Any]:
@@ -39,6 +42,7 @@ async def classify(
 
 
 @router.post("/embed", openapi_extra=FORM_SCHEMA)
+@needs(Scope.INFER)
 async def embed(request: Request, body: EegEmbedRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """A unit vector for every window of a recording: the mean of the encoder's last level over channels and time."""
     answer = partial(_embedded, body, file_of(request), engine, resolver, request.app.state.turns)

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
 from patchbay.engine.patience import Patience
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
@@ -23,6 +25,7 @@ router = APIRouter(prefix="/v1/embeddings", tags=["inference"], route_class=Json
 
 
 @router.post("")
+@needs(Scope.INFER)
 async def create_embeddings(
     request: Request, body: EmbeddingsRequest, engine: EngineDep, resolver: ResolverDep
 ) -> dict[str, Any]:

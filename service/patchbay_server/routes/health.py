@@ -7,20 +7,24 @@ import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from patchbay.errors import StoreUnavailable
+from patchbay.store.keys import Scope
+from patchbay_server.access import ScopedRoute, needs
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ScopedRoute)
 # Its own thread: a probe must not wait behind the requests that fill the common pool.
 _probe_threads = anyio.CapacityLimiter(2)
 
 
 @router.get("/healthz")
+@needs(None)
 async def healthz() -> dict[str, str]:
     """The process runs; asks nothing else."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
+@needs(None)
 async def readyz(engine: EngineDep, hub: HubDep) -> dict[str, str]:
     """The base is loaded and sound, the engine runs, and the catalog answers within two seconds; 5xx otherwise."""
     engine.check_health()
@@ -33,6 +37,7 @@ async def readyz(engine: EngineDep, hub: HubDep) -> dict[str, str]:
 
 
 @router.get("/metrics")
+@needs(Scope.ADMIN)
 def metrics(metrics: MetricsDep) -> Response:
     """Prometheus' text format."""
     return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

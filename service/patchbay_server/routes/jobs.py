@@ -12,11 +12,13 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from patchbay.store.keys import Scope
+from patchbay_server.access import ScopedRoute, needs
 from patchbay_server.deps import QueueDep, TenantDep
 from patchbay_server.jobs.base import Event, Job, JobQueue, Json, Key
 from patchbay_server.schemas import Body
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ScopedRoute)
 LOOK_S = 0.2
 MAX_KEY = 255
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=MAX_KEY)]
@@ -32,24 +34,28 @@ JobDep = Annotated[Job, Depends(find_job)]
 
 
 @router.get("")
+@needs(Scope.READ)
 def list_jobs(queue: QueueDep, tenant: TenantDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
     """The newest first."""
     return {"data": [to_json(job) for job in queue.list_jobs(tenant, limit)]}
 
 
 @router.get("/{job}")
+@needs(Scope.READ)
 def get_job(job: JobDep) -> dict[str, Any]:
     """One job: its state and progress, and in the end its result or error."""
     return to_json(job)
 
 
 @router.delete("/{job}")
+@needs(Scope.WRITE)
 def cancel_job(job: str, queue: QueueDep, tenant: TenantDep) -> dict[str, Any]:
     """Cancels: a queued job at once, a running one when it next reports. A job that has ended stays as it is."""
     return to_json(queue.cancel(tenant, job))
 
 
 @router.get("/{job}/events", response_class=EventSourceResponse)
+@needs(Scope.READ)
 async def follow_job(
     job: JobDep,
     queue: QueueDep,

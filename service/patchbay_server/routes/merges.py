@@ -9,6 +9,8 @@ from fastapi import APIRouter
 
 from patchbay.merge import Recipe, parse
 from patchbay.store.base import MergeRecord
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, TenantDep
 from patchbay_server.documents import MERGEKIT, MergekitRoute
 from patchbay_server.resolve import pin_recipe
@@ -18,6 +20,7 @@ router = APIRouter(prefix="/v1/merges", tags=["merges"], route_class=MergekitRou
 
 
 @router.post("", status_code=201, openapi_extra=MERGEKIT)
+@needs(Scope.WRITE)
 def save_merge(body: MergeRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Saves a recipe under a name. It is planned once before, so that a recipe that cannot be served is not saved."""
     hub.check_name(body.name)
@@ -29,23 +32,26 @@ def save_merge(body: MergeRequest, engine: EngineDep, hub: HubDep, tenant: Tenan
 
 
 @router.get("")
+@needs(Scope.READ)
 def list_merges(hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Every saved merge, by name."""
     return {"data": [_to_json(record) for record in hub.catalog.list_merges(tenant)]}
 
 
 @router.get("/{name}")
+@needs(Scope.READ)
 def get_merge(name: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One saved merge with its recipe and the digests it is pinned to."""
     return _to_json(hub.catalog.get_merge(tenant, name))
 
 
 @router.delete("/{name}")
+@needs(Scope.WRITE)
 def delete_merge(name: str, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> dict[str, Any]:
     """Deletes the name; its deltas stay."""
     record = hub.catalog.get_merge(tenant, name)
     hub.catalog.delete_merge(tenant, name)
-    metrics.forget(name)
+    metrics.forget(tenant, name)
     return {"deleted": [_to_json(record)]}
 
 

@@ -7,13 +7,16 @@ from typing import Any
 from fastapi import APIRouter
 
 from patchbay.errors import NotFound
+from patchbay.store.keys import Scope
+from patchbay_server.access import ScopedRoute, needs
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.pins import split
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=ScopedRoute)
 
 
 @router.get("")
+@needs(Scope.READ)
 def list_models(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """The base, then deltas and saved merges by name."""
     base = engine.backbone.name
@@ -24,6 +27,7 @@ def list_models(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, 
 
 
 @router.get("/{name:path}")
+@needs(Scope.READ)
 def get_model(name: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One model by its name, or a delta's version by `name@version`; expressions are not listed."""
     if "@" in name:

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request
 
 from patchbay.engine.engine import Engine
 from patchbay.engine.patience import Patience
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.routes.items import to_inputs
@@ -19,6 +21,7 @@ router = APIRouter(prefix="/v1/classify", tags=["inference"], route_class=JsonRo
 
 
 @router.post("")
+@needs(Scope.INFER)
 async def classify(request: Request, body: ClassifyRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """A label and its probabilities for every input, under the base, a delta or a merge."""
     return await run_inference(request, partial(_answer, body, engine, resolver), body.timeout)

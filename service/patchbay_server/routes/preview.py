@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, ResolverDep
 from patchbay_server.schemas import PreviewRequest
@@ -15,6 +17,7 @@ router = APIRouter(prefix="/v1/merges:preview", tags=["merges"], route_class=Jso
 
 
 @router.post("")
+@needs(Scope.INFER)
 def preview_merge(body: PreviewRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """Method, path, bytes and milliseconds of a recipe, and of its terms what says whether they go together."""
     resolved = resolver.recipe(body.recipe)

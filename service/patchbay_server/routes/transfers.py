@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from patchbay.store.keys import Scope
+from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.jobs.base import Json
@@ -21,6 +23,7 @@ BLOBS = ("calibration", "labels", "retained", "retained_labels")
 
 
 @router.post("", status_code=202, responses={200: {"description": "The job that this Idempotency-Key has made."}})
+@needs(Scope.WRITE)
 def transfer(
     body: TransferRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep, submit: SubmitterDep
 ) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def transfer(
     def make_spec() -> Json:
         record = hub.catalog.get_delta(tenant, *split(body.model))
         check_retained(body.retained, body.retained_labels)
-        check_blobs(hub, {name: getattr(body, name) for name in BLOBS})
+        check_blobs(hub, tenant, {name: getattr(body, name) for name in BLOBS})
         # The digest is pinned: a roll-out meanwhile does not change what is measured.
         return {"fingerprint": engine.backbone.fingerprint, "digest": record.digest}
 

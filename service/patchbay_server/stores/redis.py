@@ -6,6 +6,8 @@ All keys carry one hash tag, so that they share a slot and every change is one L
     {prefix}:versions:TENANT    name@version -> the record; never changes, and stays after the version was deleted
     {prefix}:deleted:TENANT     name@version -> when it was deleted
     {prefix}:merges:TENANT      name -> the merge
+    {prefix}:blobs:TENANT       digest -> {"size", "created_at"} of the bytes that a tenant has brought
+    {prefix}:keys               API keys; `redis_keys.py` tells more
     {prefix}:digests            digest -> {"tenant/name@version": true}, live ones only
     {prefix}:tombstones         digest, scored by when a version that had it was last deleted
     {prefix}:holds, :condemned  digest, scored by when the hold ends
@@ -26,6 +28,7 @@ from patchbay.errors import StoreUnavailable
 from patchbay.store import base
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay_server.stores.connection import RedisServer
+from patchbay_server.stores.redis_keys import RedisKeys
 from patchbay_server.stores.scripts import (
     ADD_VERSION,
     CONDEMN,
@@ -50,6 +53,7 @@ class RedisCatalog:
         self._server = RedisServer(url, text=True, client=client)
         self._client = self._server.client
         self._prefix = f"{{{prefix}}}"
+        self.keys = RedisKeys(self._server, self._key("keys"))
         self._add_version, self._set_current, self._delete_delta, self._save_merge, self._find_digest = (
             self._client.register_script(text)
             for text in (ADD_VERSION, SET_CURRENT, DELETE_DELTA, SAVE_MERGE, FIND_DIGEST)
@@ -146,6 +150,20 @@ class RedisCatalog:
     def delete_merge(self, tenant: str, name: str) -> None:
         if not base.is_name(name) or not self._server.change(self._client.hdel, self._key("merges", tenant), name):
             raise base.no_merge(name, self._merge_names(tenant))
+
+    def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
+        base.check_name(tenant, param="tenant")
+        text = json.dumps({"size": size, "created_at": time.time()})
+        return bool(self._server.change(self._client.hsetnx, self._key("blobs", tenant), digest, text))
+
+    def forget_blob(self, digest: Digest) -> None:
+        for tenant in self._tenants("blobs"):
+            self._server.change(self._client.hdel, self._key("blobs", tenant), digest)
+
+    def has_blob(self, tenant: str, digest: Digest) -> bool:
+        return base.is_digest(digest) and bool(
+            self._server.ask(self._client.hexists, self._key("blobs", tenant), digest)
+        )
 
     def live_digests(self) -> set[Digest]:
         return set(self._server.ask(self._client.hkeys, self._key("digests")))

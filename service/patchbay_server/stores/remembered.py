@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from patchbay.errors import NotFound, StoreUnavailable
 from patchbay.store.base import Catalog, DeltaRecord, Digest, MergeRecord, is_name, no_merge
+from patchbay.store.keys import KeyRecord, Keys
 
 MAX_AGE_S = 1.0
 LOOK_S = 0.5
@@ -57,6 +58,7 @@ class RememberedCatalog:
         self._num_changes = 0
         self._lost: str | None = None
         self._closed = Event()
+        self.keys: Keys = _Keys(catalog.keys, self._ask)
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
         return self._recall(_Key(tenant, name, version), lambda: self._catalog.get_delta(tenant, name, version))
@@ -103,6 +105,15 @@ class RememberedCatalog:
 
     def live_digests(self) -> set[Digest]:
         return self._ask(self._catalog.live_digests)
+
+    def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
+        return self._ask(lambda: self._catalog.add_blob(tenant, digest, size))
+
+    def forget_blob(self, digest: Digest) -> None:
+        self._ask(lambda: self._catalog.forget_blob(digest))
+
+    def has_blob(self, tenant: str, digest: Digest) -> bool:
+        return self._ask(lambda: self._catalog.has_blob(tenant, digest))
 
     def all_versions(self) -> list[DeltaRecord]:
         return self._ask(self._catalog.all_versions)
@@ -226,3 +237,25 @@ class RememberedCatalog:
                     self._known[key] = _Known(self._known[key].record, -math.inf)
                 else:
                     del self._known[key]
+
+
+class _Keys:
+    """The catalog's keys, refused at once while it is away: who checks keys remembers those that it has seen."""
+
+    def __init__(self, keys: Keys, ask: Callable[[Callable[[], Any]], Any]) -> None:
+        self._keys, self._ask = keys, ask
+
+    def add(self, record: KeyRecord) -> None:
+        self._ask(lambda: self._keys.add(record))
+
+    def get(self, key: str) -> KeyRecord:
+        return cast(KeyRecord, self._ask(lambda: self._keys.get(key)))
+
+    def list_keys(self) -> list[KeyRecord]:
+        return cast("list[KeyRecord]", self._ask(self._keys.list_keys))
+
+    def revoke(self, key: str) -> KeyRecord:
+        return cast(KeyRecord, self._ask(lambda: self._keys.revoke(key)))
+
+    def touch(self, key: str, at: float) -> None:
+        self._ask(lambda: self._keys.touch(key, at))

@@ -30,7 +30,7 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("options", "environment", "words"),
     [
-        (["--host", "0.0.0.0"], {}, "without PATCHBAY_API_KEY"),
+        (["--host", "0.0.0.0"], {}, "refusing to listen on 0.0.0.0 without PATCHBAY_API_KEY or a key in the store"),
         ([], {"PATCHBAY_HOST": "0.0.0.0"}, "without PATCHBAY_API_KEY"),
         ([], {"PATCHBAY_API_KEY": "short-secret"}, "shorter than 16 characters"),
         ([], {"PATCHBAY_MAX_UPLOAD_BYTES": "much"}, "PATCHBAY_MAX_UPLOAD_BYTES: "),
