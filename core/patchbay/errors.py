@@ -33,6 +33,7 @@ PatchbayError
     ├── VersionConflict          someone else changed it first (compare-and-set)
     ├── DeltaInUse               a saved merge is made of what is to be deleted
     ├── InvalidKey               an API key that nobody could use
+    ├── QuotaExceeded            more than its tenant may store
     ├── StoreFull                no space left for the blob or the catalog
     └── StoreUnavailable         the catalog or blob store does not answer
 
@@ -197,6 +198,10 @@ class DeltaInUse(StoreError):
 
 class InvalidKey(StoreError):
     code = "invalid_key"
+
+
+class QuotaExceeded(StoreError):
+    code = "quota_exceeded"
 
 
 class StoreFull(StoreError):

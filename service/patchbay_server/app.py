@@ -15,9 +15,11 @@ from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
 from patchbay_server.access_log import Access
+from patchbay_server.audit import Audited
 from patchbay_server.auth import Authenticate
 from patchbay_server.callers import Keyring
 from patchbay_server.jobs.base import JobQueue
+from patchbay_server.limits import Meter
 from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit
 from patchbay_server.observers import Both
@@ -47,14 +49,16 @@ def create_app(
     app.state.settings, app.state.engine = settings, engine
     app.state.queue, app.state.stopping = queue, Event()
     app.state.inference, app.state.turns = Threads(settings.max_waiting), Turns(READERS)
+    app.state.meter = Meter()
     app.state.metrics = metrics = Metrics(engine, hub, queue)
     app.state.hub = metrics.store.watched(hub)
     app.state.tracing = tracing
     engine.observe(metrics.of_engine if tracing is None else Both(metrics.of_engine, tracing))
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_recording_bytes=settings.max_recording_bytes)
-    keyring = Keyring(hub.catalog.keys, settings.api_key)
-    app.add_middleware(Authenticate, keyring=keyring, failures=metrics.auth_failures)
+    app.add_middleware(Audited, log=hub.catalog.audit)
+    keyring = Keyring(hub.catalog, settings.api_key)
+    app.add_middleware(Authenticate, keyring=keyring, meter=app.state.meter, failures=metrics.auth_failures)
     app.add_middleware(Access, metrics=metrics)
     for router in ROUTERS:
         app.include_router(router)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from patchbay.errors import StoreUnavailable
 from patchbay_server.callers import Keyring
 from patchbay_server.errors import Unauthorized, respond
+from patchbay_server.limits import LimitReached, Meter
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
 _ASKS = "send a key of this server as 'Authorization: Bearer KEY'"
@@ -21,11 +22,13 @@ logger = logging.getLogger("patchbay_server")
 @dataclass(frozen=True, slots=True)
 class Authenticate:
     """401 for every path but the open ones, unless the request carries a key of `keyring`; whose it is goes on with the
-    request as `state.caller`. `failures` counts them.
+    request as `state.caller`; `failures` counts the others. 429 where the tenant has as many requests under way as it
+    may.
     """
 
     app: ASGIApp
     keyring: Keyring
+    meter: Meter
     failures: Counter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +46,15 @@ class Authenticate:
             await respond(Unauthorized(_ASKS, param="authorization"))(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
-        await self.app(scope, receive, send)
+        try:
+            self.meter.enter(caller.tenant, caller.limits)
+        except LimitReached as error:
+            await respond(error)(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.meter.leave(caller.tenant)
 
 
 def _key(headers: Headers) -> str:

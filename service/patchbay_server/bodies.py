@@ -13,6 +13,7 @@ from patchbay.merge.read import duplicate_key
 from patchbay_server.access import ScopedRoute
 
 JSON = "application/json"
+GONE = 499  # what proxies call it where the client left in the middle: for metrics and the audit, nobody else reads it
 MAX_SHOWN = 100
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from patchbay_server.commands.audit import audit
 from patchbay_server.commands.catalog import ls, rm, show
 from patchbay_server.commands.compress import compress
 from patchbay_server.commands.demo import demo
@@ -29,6 +30,7 @@ from patchbay_server.commands.push import push
 from patchbay_server.commands.reconstruct import reconstruct
 from patchbay_server.commands.serve import serve
 from patchbay_server.commands.store import store
+from patchbay_server.commands.tenants import tenants
 from patchbay_server.commands.transfer import transfer
 from patchbay_server.commands.tune import tune
 from patchbay_server.commands.verify import verify
@@ -65,12 +67,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 OFFLINE = (compress, fuse, merge, tune, export, transfer, inspect, verify, reconstruct)
-for command in (*OFFLINE, serve, push, ls, show, rm, worker, demo):
+for command in (*OFFLINE, serve, push, ls, show, rm, worker, audit, demo):
     app.command()(command)
 app.add_typer(jobs)
 app.add_typer(keys)
 app.add_typer(neuript)
 app.add_typer(store)
+app.add_typer(tenants)
 
 
 def main() -> None:

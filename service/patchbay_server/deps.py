@@ -5,6 +5,7 @@ The functions are coroutines because FastAPI runs plain ones in its thread pool,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
@@ -17,6 +18,7 @@ from patchbay.merge import Recipe
 from patchbay.store.hub import Hub
 from patchbay_server.callers import Caller
 from patchbay_server.jobs.base import JobQueue
+from patchbay_server.limits import Meter, Settle
 from patchbay_server.logs import note
 from patchbay_server.metrics import Metrics
 from patchbay_server.resolve import Resolved, resolve
@@ -73,11 +75,19 @@ TenantDep = Annotated[str, Depends(get_tenant)]
 
 
 class Resolver:
-    """Resolves the model of one request and counts it."""
+    """Resolves the model of one request and counts it and its tokens."""
 
-    def __init__(self, engine: Engine, hub: Hub, metrics: Metrics, tenant: str, tracing: Tracing | None) -> None:
-        self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, tenant
-        self.tracing = tracing
+    def __init__(
+        self,
+        engine: Engine,
+        hub: Hub,
+        metrics: Metrics,
+        caller: Caller,
+        meter: Meter,
+        tracing: Tracing | None,
+    ) -> None:
+        self.engine, self.hub, self.metrics, self.tenant = engine, hub, metrics, caller.tenant
+        self._limits, self._meter, self.tracing = caller.limits, meter, tracing
 
     def __call__(self, body: ModelRequest, patience: Patience) -> tuple[Resolved, Ready]:
         """What the model means, made ready to run."""
@@ -89,6 +99,10 @@ class Resolver:
         if self.tracing is not None:
             self.tracing.asked(resolved.shown, ready, resolved.canonical)
         return resolved, ready
+
+    def take(self, tokens: int) -> Settle:
+        """The caller's tenant takes so many tokens; what gives back those that were not used. Raises LimitReached."""
+        return partial(self._meter.settle, self._meter.take(self.tenant, self._limits, tokens))
 
     def recipe(self, recipe: Recipe | str) -> Resolved:
         """A recipe in full, or an expression, or the name of a saved one: never the base."""
@@ -102,9 +116,10 @@ class Resolver:
 
 
 async def get_resolver(
-    request: Request, engine: EngineDep, hub: HubDep, metrics: MetricsDep, tenant: TenantDep
+    request: Request, engine: EngineDep, hub: HubDep, metrics: MetricsDep, caller: CallerDep
 ) -> Resolver:
-    return Resolver(engine, hub, metrics, tenant, request.app.state.tracing)
+    state = request.app.state
+    return Resolver(engine, hub, metrics, caller, state.meter, state.tracing)
 
 
 ResolverDep = Annotated[Resolver, Depends(get_resolver)]

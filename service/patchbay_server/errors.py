@@ -20,6 +20,7 @@ from patchbay import errors
 from patchbay_server.access import Forbidden
 from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
+from patchbay_server.limits import LimitReached
 from patchbay_server.logs import note
 
 logger = logging.getLogger("patchbay_server")
@@ -47,6 +48,7 @@ STATUS: Mapping[type, int] = {
     errors.UnsupportedTask: 400,
     Unauthorized: 401,
     Forbidden: 403,
+    errors.QuotaExceeded: 403,
     errors.NotFound: 404,
     errors.NameTaken: 409,
     errors.VersionConflict: 409,
@@ -67,6 +69,7 @@ STATUS: Mapping[type, int] = {
     errors.ShuttingDown: 503,
     errors.EngineFailed: 503,
     errors.QueueFull: 429,
+    LimitReached: 429,
     errors.DeadlineExceeded: 504,
     errors.Cancelled: 499,  # what proxies call it: for the metrics, nobody else reads it
     errors.PatchbayError: 500,
@@ -119,13 +122,14 @@ def _respond(
     if status == HTTPStatus.UNAUTHORIZED:
         headers = {"WWW-Authenticate": "Bearer"}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        headers = {"Retry-After": "1"}  # in seconds
+        headers = headers or {"Retry-After": "1"}  # in seconds
     return JSONResponse(error_body(message, status, code, param), status, headers)
 
 
 def respond(error: errors.PatchbayError) -> JSONResponse:
     """The answer to a deliberate error."""
-    return _respond(error.message, status_of(error), error.code, error.param)
+    headers = error.headers if isinstance(error, LimitReached) else None
+    return _respond(error.message, status_of(error), error.code, error.param, headers)
 
 
 async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:

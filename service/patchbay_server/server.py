@@ -21,7 +21,7 @@ from patchbay.engine.scheduler import Limits
 from patchbay.errors import DeltaError, InputError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
 from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
-from patchbay.store.hub import Hub
+from patchbay.store.hub import Hub, tenants_of
 from patchbay_server import logs
 from patchbay_server.app import create_app
 from patchbay_server.jobs.sqlite import SqliteQueue
@@ -70,7 +70,7 @@ def check_store(hub: Hub, backbone: Backbone) -> list[str]:
 
     Raises WrongBase where the store holds deltas of another base: a catalog belongs to one base.
     """
-    records = [record for tenant in hub.tenants() for record in hub.catalog.list_deltas(tenant)]
+    records = [record for tenant in tenants_of(hub.catalog) for record in hub.catalog.list_deltas(tenant)]
     for record in records:
         if record.name == backbone.name:
             raise InvalidName(

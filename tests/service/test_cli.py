@@ -39,9 +39,10 @@ NAMES = [
     "show",
     "rm",
     "worker",
+    "audit",
     "demo",
 ]
-GROUPS = ["jobs", "keys", "neuript", "store"]
+GROUPS = ["jobs", "keys", "neuript", "store", "tenants"]
 DEADLINE_S = 60.0
 
 

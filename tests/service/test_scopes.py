@@ -151,7 +151,7 @@ class Clock:
 
 def test_how_long_a_revoked_key_and_an_open_server_are_remembered(tmp_path: Path) -> None:
     catalog, clock = SqliteCatalog(tmp_path / "catalog.db"), Clock()
-    ring = Keyring(catalog.keys, None, clock)
+    ring = Keyring(catalog, None, clock)
 
     def find(text: str) -> Any:
         return anyio.run(ring.find, text)
@@ -173,7 +173,7 @@ def test_how_long_a_revoked_key_and_an_open_server_are_remembered(tmp_path: Path
 
 def test_the_key_is_touched_once_a_minute(tmp_path: Path) -> None:
     catalog, clock = SqliteCatalog(tmp_path / "catalog.db"), Clock()
-    ring = Keyring(catalog.keys, None, clock)
+    ring = Keyring(catalog, None, clock)
     text, record = new_key("acme", [Scope.READ])
     catalog.keys.add(record)
     seen = []

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,9 +32,14 @@ from patchbay.merge.preview import Preview, preview, warnings_of
 from patchbay.models.classifier import Classification, Logits, check_classifier, classifications
 from patchbay.models.embedding import Embedded, UnitVectors, embedded
 from patchbay.models.heads import HeadModel, base_head, choose_head, delta_head
-from patchbay.models.inputs import Batch, Input, Inputs
+from patchbay.models.inputs import Batch, Input, Inputs, num_tokens
 
 LANGUAGE = (Task.CAUSAL_LM, Task.SEQ2SEQ_LM)
+Admit = Callable[[int], object]
+
+
+def everybody(tokens: int) -> None:
+    """Admits texts of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,10 @@ class Engine:
         names: Mapping[str, str],
         head: str | None,
         patience: Patience = FOREVER,
+        admit: Admit = everybody,
     ) -> list[Classification]:
         """Labels for every input. `names` maps the recipe's digests to the names that the caller used; `head` is such a
-        name.
+        name. `admit` is told how many tokens texts have before they are run, and what it raises is raised.
 
         Raises UnsupportedTask, AmbiguousHead, InputError, NonFiniteValue, Cancelled, DeadlineExceeded.
         """
@@ -144,12 +150,18 @@ class Engine:
         batch = self._batch(inputs, ready)
         answering = self._head(ready.deltas, names, head)
         check_classifier(answering)
+        admit(num_tokens(batch))
         return classifications(answering, self.encoders.run(Logits(answering.model), ready, batch, patience))
 
-    def embed(self, ready: Ready, inputs: Sequence[Input], patience: Patience = FOREVER) -> Embedded:
-        """Unit vectors. Raises UnsupportedTask, InputError, NonFiniteValue, Cancelled, DeadlineExceeded."""
+    def embed(
+        self, ready: Ready, inputs: Sequence[Input], patience: Patience = FOREVER, admit: Admit = everybody
+    ) -> Embedded:
+        """Unit vectors; `admit` as in `classify`. Raises UnsupportedTask, InputError, NonFiniteValue, Cancelled,
+        DeadlineExceeded.
+        """
         self._require("embed", Task.EMBEDDING)
         batch = self._batch(inputs, ready)
+        admit(num_tokens(batch))
         return embedded(self.encoders.run(UnitVectors(self.backbone.model), ready, batch, patience), batch)
 
     @property

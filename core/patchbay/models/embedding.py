@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from patchbay.backbone import Backbone
-from patchbay.models.inputs import Batch
+from patchbay.models.inputs import Batch, num_tokens
 from patchbay.models.outputs import check_finite
 from patchbay.models.replay import Tensors
 
@@ -46,8 +46,7 @@ class UnitVectors:
 def embedded(vectors: torch.Tensor, inputs: Batch) -> Embedded:
     """The answer to `inputs`. Raises NonFiniteValue where the weights drove the vectors out of range."""
     check_finite(bool(torch.isfinite(vectors).all()))
-    num_tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else 0
-    return Embedded(vectors.cpu(), num_tokens)
+    return Embedded(vectors.cpu(), num_tokens(inputs))
 
 
 def unit_vectors(backbone: Backbone, batch: Batch) -> torch.Tensor:

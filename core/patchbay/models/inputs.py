@@ -177,6 +177,11 @@ class Inputs:
         return values
 
 
+def num_tokens(batch: Batch) -> int:
+    """That texts have, without padding; 0 of what is no text."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
+
+
 def most_rows(batch: Batch) -> int:
     """Inputs of one forward pass: those of recordings may have many thousand samples each, all of them tokens."""
     samples = batch["signal"][0].numel() if "signal" in batch else 1

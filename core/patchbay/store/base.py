@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 from patchbay.errors import InvalidName, NameTaken, NotFound, StoreFull, StoreUnavailable, VersionConflict
 
 if TYPE_CHECKING:
+    from patchbay.store.audit import Audit
     from patchbay.store.keys import Keys
+    from patchbay.store.tenants import Tenants
 
 Digest = str
 """`sha256:` and 64 lower-case hex digits."""
@@ -95,6 +97,14 @@ class Catalog(Protocol):
     def keys(self) -> Keys:
         """Who may use what is in the catalog."""
 
+    @property
+    def tenants(self) -> Tenants:
+        """Whose it is, and how much each may have."""
+
+    @property
+    def audit(self) -> Audit:
+        """Who changed it."""
+
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
     ) -> tuple[DeltaRecord, bool]:
@@ -103,7 +113,7 @@ class Catalog(Protocol):
         The same digest live under this name already: that record and False, and the current version stays what it is.
         Version numbers count 1, 2, ... and are never used again, not even after the name was deleted.
         Without `activate` the current version, or its absence, stays as it was.
-        Raises NameTaken if a merge owns the name.
+        Raises NameTaken if a merge owns the name, and QuotaExceeded where it is more than the tenant may store.
         """
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
@@ -143,7 +153,7 @@ class Catalog(Protocol):
         """Raises NotFound."""
 
     def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
-        """The tenant has brought these bytes; False where it had before."""
+        """The tenant has brought these bytes; False where it had before. Raises QuotaExceeded."""
 
     def has_blob(self, tenant: str, digest: Digest) -> bool: ...
 

@@ -113,13 +113,15 @@ class Hub:
         """Store a finished upload as the next version of `name`; (record, created).
 
         The blob is durable before the catalog row is written, so a crash in between leaves a blob that nothing names,
-        never a name without its blob. Raises InvalidName, NameTaken, StoreFull, StoreUnavailable.
+        never a name without its blob. Raises InvalidName, NameTaken, QuotaExceeded, StoreFull, StoreUnavailable.
         """
         self.check_name(name)
         check_name(tenant, param="tenant")
         # add_version decides; asking here as well keeps a refused upload from leaving its blob behind.
         if _found(lambda: self.catalog.get_merge(tenant, name)):
             raise owned_by("merge", name)
+        if not any(record.name == name for record in self.catalog.find_digest(tenant, upload.digest)):
+            self.catalog.tenants.check_room(tenant, upload.size, deltas=1)
         self._put(upload, PUBLISHING_S)
         return self.catalog.add_version(tenant, name, upload.digest, upload.size, summary, activate)
 
@@ -140,11 +142,14 @@ class Hub:
         """Store a finished upload as the tenant's own; False where it has these bytes already.
 
         They are kept for a day, and as long as a job that is not over reads them. Those of another tenant are written
-        once more, in the time that it takes: nobody learns of them. Raises InvalidName, StoreFull, StoreUnavailable.
+        once more, in the time that it takes: nobody learns of them. Raises InvalidName, QuotaExceeded, StoreFull,
+        StoreUnavailable.
         """
         self.catalog.hold(upload.digest, KEPT_S)
         if self.has_blob(tenant, upload.digest):
             return False
+        if not self.catalog.has_blob(tenant, upload.digest):
+            self.catalog.tenants.check_room(tenant, upload.size)
         self._put(upload, KEPT_S)
         self.catalog.add_blob(tenant, upload.digest, upload.size)
         return True
@@ -157,13 +162,15 @@ class Hub:
         """The file with these bytes, whoever's they are: not for digests that a request names. Raises NotFound."""
         return self.blobs.path(digest)
 
-    def tenants(self) -> list[str]:
-        """All that have anything in the store, and the default one."""
-        return sorted({DEFAULT_TENANT, *(record.tenant for record in self.catalog.keys.list_keys())})
-
     def close(self) -> None:
         self.catalog.close()
         self.blobs.close()
+
+
+def tenants_of(catalog: Catalog) -> list[str]:
+    """All that may have anything in the store, and the default one."""
+    of_keys = (record.tenant for record in catalog.keys.list_keys())
+    return sorted({DEFAULT_TENANT, *of_keys, *catalog.tenants.list_limits()})
 
 
 def _found(look: Callable[[], object]) -> bool:

@@ -50,14 +50,40 @@ def m0004_blobs(db: sqlite3.Connection) -> None:
     )
 
 
-def m0005_holds(db: sqlite3.Connection) -> None:
+def m0005_tenants(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE tenants (name TEXT PRIMARY KEY, limits TEXT NOT NULL) WITHOUT ROWID")
+
+
+def m0006_audit(db: sqlite3.Connection) -> None:
+    db.execute(
+        """CREATE TABLE audit (
+             number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, tenant TEXT NOT NULL, actor TEXT NOT NULL,
+             action TEXT NOT NULL, subject TEXT NOT NULL, result TEXT NOT NULL)"""
+    )
+    db.execute("CREATE INDEX audit_of_tenants ON audit (tenant, number)")
+    for change in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER no_audit_{change.lower()} BEFORE {change} ON audit "
+            "BEGIN SELECT raise(ABORT, 'the audit log is never changed'); END"
+        )
+
+
+def m0007_holds(db: sqlite3.Connection) -> None:
     # until: unix seconds; condemned: held by whoever removes the blob, so that nobody else can hold it.
     db.execute(
         "CREATE TABLE holds (digest TEXT PRIMARY KEY, until REAL NOT NULL, condemned INTEGER NOT NULL) WITHOUT ROWID"
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (m0001_deltas, m0002_merges, m0003_keys, m0004_blobs, m0005_holds)
+MIGRATIONS: tuple[Migration, ...] = (
+    m0001_deltas,
+    m0002_merges,
+    m0003_keys,
+    m0004_blobs,
+    m0005_tenants,
+    m0006_audit,
+    m0007_holds,
+)
 SCHEMA = Schema(
     table="migrations",
     steps=MIGRATIONS,

@@ -10,7 +10,9 @@ from patchbay.store import base, holds
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay.store.database import Database
 from patchbay.store.migrations import SCHEMA
+from patchbay.store.sqlite_audit import SqliteAudit
 from patchbay.store.sqlite_keys import SqliteKeys
+from patchbay.store.sqlite_tenants import SqliteTenants, take_room
 
 _SELECT = """SELECT d.tenant, d.name, d.version, d.digest, d.size, d.created_at, d.summary, d.version IS n.current
              FROM deltas d JOIN delta_names n USING (tenant, name)
@@ -24,6 +26,8 @@ class SqliteCatalog(Database):
     def __init__(self, path: Path) -> None:
         super().__init__(path, SCHEMA)
         self.keys = SqliteKeys(self)
+        self.tenants = SqliteTenants(self)
+        self.audit = SqliteAudit(self)
 
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
@@ -36,6 +40,7 @@ class SqliteCatalog(Database):
             same = _records(db, "AND name = ? AND digest = ?", tenant, name, digest)
             if same:
                 return same[0], False
+            take_room(db, tenant, size, deltas=1)
             version = _next_version(db, tenant, name)
             db.execute(
                 "INSERT INTO deltas (tenant, name, version, digest, size, summary, created_at) VALUES (?,?,?,?,?,?,?)",
@@ -131,8 +136,11 @@ class SqliteCatalog(Database):
     def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
         base.check_name(tenant, param="tenant")
         with self.transaction() as db:
-            row = (tenant, digest, size, time.time())
-            return db.execute("INSERT OR IGNORE INTO blobs VALUES (?,?,?,?)", row).rowcount == 1
+            if _has_blob(db, tenant, digest):
+                return False
+            take_room(db, tenant, size)
+            db.execute("INSERT INTO blobs VALUES (?,?,?,?)", (tenant, digest, size, time.time()))
+            return True
 
     def forget_blob(self, digest: Digest) -> None:
         with self.transaction() as db:
@@ -142,8 +150,7 @@ class SqliteCatalog(Database):
         if not base.is_digest(digest):
             return False
         with self.transaction(write=False) as db:
-            query = "SELECT 1 FROM blobs WHERE tenant = ? AND digest = ?"
-            return db.execute(query, (tenant, digest)).fetchone() is not None
+            return _has_blob(db, tenant, digest)
 
     def live_digests(self) -> set[Digest]:
         with self.transaction(write=False) as db:
@@ -237,6 +244,11 @@ def _bury(db: sqlite3.Connection, records: list[DeltaRecord]) -> None:
 def _has_merge(db: sqlite3.Connection, tenant: str, name: str) -> bool:
     query = "SELECT 1 FROM merges WHERE tenant = ? AND name = ?"
     return base.is_name(name) and db.execute(query, (tenant, name)).fetchone() is not None
+
+
+def _has_blob(db: sqlite3.Connection, tenant: str, digest: Digest) -> bool:
+    query = "SELECT 1 FROM blobs WHERE tenant = ? AND digest = ?"
+    return db.execute(query, (tenant, digest)).fetchone() is not None
 
 
 def _merge_names(db: sqlite3.Connection, tenant: str) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from patchbay.engine.language import Language, Ticket
 from patchbay.engine.request import Request, Update
 from patchbay.errors import Cancelled
+from patchbay_server.limits import Settle
 
 
 @dataclass(slots=True)
@@ -48,17 +49,22 @@ class Generation:
         self._language: Language | None = None
         self._ticket: Ticket | None = None
         self._left = 0
+        self._settle: Settle = lambda used: None
+        self._used = 0  # tokens: those of the prompts once they are submitted, and of the answers as they come
 
     def sink(self, update: Update) -> None:
         """Called in the engine's thread, whose business it is not that the loop may have ended."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._updates.put_nowait, update)
 
-    def submit(self, language: Language, requests: Sequence[Request]) -> None:
-        """Requests that have this generation's `sink`; in any thread. Raises QueueFull, ShuttingDown."""
-        self._language, self._left = language, len(requests)
+    def submit(self, language: Language, requests: Sequence[Request], prompt_tokens: int, settle: Settle) -> None:
+        """Requests that have this generation's `sink`; in any thread. `settle` is told at the end how many tokens it
+        were, of prompts and answers. Raises QueueFull, ShuttingDown.
+        """
+        self._language, self._left, self._settle = language, len(requests), settle
         self.clock.submitted = self.clock.now()
         self._ticket = language.submit(requests)
+        self._used += prompt_tokens
 
     def give_up(self) -> None:
         """Ends the waiting with Cancelled."""
@@ -70,6 +76,7 @@ class Generation:
         if self._left and self._language is not None and ticket is not None:
             self._language.cancel(ticket)
         self._left = 0
+        self._settle(self._used)
 
     def __aiter__(self) -> Generation:
         return self
@@ -85,6 +92,7 @@ class Generation:
             finally:
                 del update  # the error's traceback holds this frame: they would hold each other, and a delta in memory
         self._left -= update.is_last
+        self._used += len(update.tokens)
         now = self.clock.now()
         self.clock.first = self.clock.first or now
         if not self._left:

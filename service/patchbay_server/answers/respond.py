@@ -54,7 +54,7 @@ async def respond(request: Request, body: GenerationRequest, engine: Engine, pre
 def _submit(engine: Engine, prepare: Prepare, generation: Generation, patience: Patience) -> Asked:
     generation.clock.taken = generation.clock.now()
     asked = prepare(generation.sink, patience)
-    generation.submit(engine.language, asked.requests)
+    generation.submit(engine.language, asked.requests, asked.prompt_tokens, asked.settle)
     return asked
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from patchbay.engine.request import Request, Update
+from patchbay_server.limits import Settle
 
 
 class Writer(Protocol):
@@ -26,11 +27,12 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that is ready to run: its model is resolved and loaded, its prompts are tokens. `about` is the
-    `patchbay` object of its answer.
+    """A request that is ready to run: its model is resolved and loaded, its prompts are tokens, which its tenant may
+    use; `settle` gives back those that it did not. `about` is the `patchbay` object of its answer.
     """
 
     requests: Sequence[Request]
     prompt_tokens: int
     writer: Writer
     about: dict[str, Any]
+    settle: Settle

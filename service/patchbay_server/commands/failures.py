@@ -49,6 +49,7 @@ _BAD_INPUT = (
     errors.NotFound,
     errors.NameTaken,
     errors.InvalidKey,
+    errors.QuotaExceeded,
     errors.DeltaInUse,
     errors.CacheFull,
 )

@@ -11,7 +11,7 @@ import typer
 
 from patchbay_server.commands.options import JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import facts, listing, open_console, print_json, time_text
-from patchbay_server.commands.stores import open_store
+from patchbay_server.commands.stores import note, open_store
 
 if TYPE_CHECKING:
     from patchbay.store.keys import KeyRecord
@@ -51,6 +51,7 @@ def create(
         scopes = map(Scope, scope or (ScopeName.READ, ScopeName.INFER))
         text, record = new_key(tenant, scopes, expires.timestamp() if expires else None)
         catalog.keys.add(record)
+        note(catalog, record.tenant, "keys create", record.id)
     if as_json:
         print_json({"key": text, **_to_json(record)})
         return
@@ -81,6 +82,7 @@ def revoke(
     """Revoke a key for good. A running server refuses it within a second."""
     with open_store(store, store_url) as catalog:
         record = catalog.keys.revoke(key)
+        note(catalog, record.tenant, "keys revoke", record.id)
     if as_json:
         print_json(_to_json(record))
     else:

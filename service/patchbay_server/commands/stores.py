@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,3 +28,17 @@ def open_store(store: Path | None, store_url: str | None, *, make: bool = False)
         raise NotFound(f"there is no catalog in {folder}: name the server's store with --store or --store-url")
     with closing(open_catalog(catalog_url(folder, store_url))) as catalog:
         yield catalog
+
+
+def note(catalog: Catalog, tenant: str, action: str, subject: str) -> None:
+    """A change that a command has made goes into the audit log, with who ran it."""
+    from patchbay.store.audit import Entry, printable
+
+    catalog.audit.append(Entry(time.time(), tenant, printable(f"user {_user()}"), action, printable(subject), "done"))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from patchbay.errors import NotFound, PatchbayError
 from patchbay.store.base import Digest
+from patchbay_server.limits import LimitReached
 
 Json = Mapping[str, Any]
 Clock = Callable[[], float]
@@ -19,6 +20,10 @@ Clock = Callable[[], float]
 
 MAX_LOSSES = 3
 """Workers that one job may lose in a row, without a new evaluation in between, before it is given up."""
+
+
+RETRY_S = 10
+"""Seconds after which it may be worth while to ask again for a job that was one too many."""
 
 
 class State(StrEnum):
@@ -107,8 +112,12 @@ class JobQueue(Protocol):
     generation.
     """
 
-    def submit(self, tenant: str, kind: str, spec: Json, key: Key | None = None) -> tuple[Job, bool]:
-        """(job, created). The same key and body again: the job they made. Raises IdempotencyConflict."""
+    def submit(
+        self, tenant: str, kind: str, spec: Json, key: Key | None = None, most: int | None = None
+    ) -> tuple[Job, bool]:
+        """(job, created). The same key and body again: the job they made. Raises IdempotencyConflict, and LimitReached
+        where the tenant has `most` jobs that are queued or running.
+        """
 
     def find_key(self, tenant: str, key: Key) -> Job | None:
         """The job that this key has made. Raises IdempotencyConflict where its body was another."""
@@ -167,6 +176,17 @@ def lease_of(job: Job) -> Lease:
     """Of a job as `claim` gave it."""
     assert job.owner is not None, "only a running job has an owner"
     return Lease(job.id, job.owner, job.generation)
+
+
+def too_many(tenant: str, most: int) -> LimitReached:
+    return LimitReached(
+        f"{tenant!r} may have {most:,} jobs queued or running, and has: ask again when one has ended, or cancel one",
+        param="max_jobs",
+        quota=most,
+        left=0,
+        policy='qu="jobs"',
+        retry_s=RETRY_S,
+    )
 
 
 def no_job(job: str) -> NotFound:

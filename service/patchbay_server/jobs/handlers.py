@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,8 +18,9 @@ from patchbay.compress.compress import compress as library_compress
 from patchbay.compress.options import Options
 from patchbay.compress.search import Evaluation
 from patchbay.compress.transfer import transfer as library_transfer
-from patchbay.errors import StoreFull
-from patchbay.store.base import Digest
+from patchbay.errors import StoreError, StoreFull
+from patchbay.store.audit import Entry
+from patchbay.store.base import DeltaRecord, Digest
 from patchbay.store.hub import Hub
 from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import lay_out, lay_out_calibration
@@ -28,6 +31,7 @@ from patchbay_server.json_values import finite
 from patchbay_server.records import to_json
 from patchbay_server.schemas import CompressionRequest, TransferRequest
 
+logger = logging.getLogger("patchbay_server.jobs")
 COMPRESSION = "compression"
 TRANSFER = "transfer"
 # What of a request is not the library's business.
@@ -69,9 +73,20 @@ def compression(bench: Bench, run: Run) -> Json:
         run.check()
         where: dict[str, Any] = {"tenant": run.job.tenant, "activate": request.activate, "max_bytes": bench.max_bytes}
         record = publish(bench.hub, bench.base, out, request.name, **where)
+        _note(bench.hub, run, record)
     # The file's own place is the worker's business, and gone.
     shown = {name: value for name, value in report.to_dict().items() if name != "path"}
     return {"delta": to_json(record), "report": finite(shown)}
+
+
+def _note(hub: Hub, run: Run, record: DeltaRecord) -> None:
+    """Into the audit log; where that cannot be written, the job has done its work all the same."""
+    made = f"{record.name}@{record.version}"
+    entry = Entry(time.time(), record.tenant, f"job {run.job.id}", "publish", made, "done")
+    try:
+        hub.catalog.audit.append(entry)
+    except StoreError as error:
+        logger.error("not in the audit log (%s): %s", error.message, entry)
 
 
 @contextmanager

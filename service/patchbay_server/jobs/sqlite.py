@@ -27,6 +27,7 @@ from patchbay_server.jobs.base import (
     State,
     WorkerLost,
     no_job,
+    too_many,
     used_before,
 )
 from patchbay_server.jobs.migrations import SCHEMA
@@ -43,11 +44,15 @@ class SqliteQueue(Database):
         self._db.row_factory = sqlite3.Row
         self._clock = clock
 
-    def submit(self, tenant: str, kind: str, spec: Json, key: Key | None = None) -> tuple[Job, bool]:
+    def submit(
+        self, tenant: str, kind: str, spec: Json, key: Key | None = None, most: int | None = None
+    ) -> tuple[Job, bool]:
         with self.transaction() as db:
             same = _find_key(db, tenant, key) if key else None
             if same is not None:
                 return same, False
+            if most is not None and _count_open(db, tenant) >= most:
+                raise too_many(tenant, most)
             job, now = uuid.uuid4().hex, self._clock()
             text, body_hash = (key.text, key.body_hash) if key else (None, None)
             db.execute(
@@ -232,6 +237,12 @@ def _find_key(db: sqlite3.Connection, tenant: str, key: Key) -> Job | None:
     if row["body_hash"] != key.body_hash:
         raise used_before(key)
     return _to_job(row)
+
+
+def _count_open(db: sqlite3.Connection, tenant: str) -> int:
+    query = "SELECT count(*) FROM jobs WHERE tenant = ? AND state IN ('queued', 'running')"
+    count: int = db.execute(query, (tenant,)).fetchone()[0]
+    return count
 
 
 def _to_job(row: sqlite3.Row) -> Job:

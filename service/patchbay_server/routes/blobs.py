@@ -14,6 +14,7 @@ from patchbay.store.base import no_blob
 from patchbay.store.hub import Hub, Upload
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.bodies import GONE
 from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch
 
@@ -43,6 +44,7 @@ async def put_blob(
         try:
             await _receive(request, upload, settings.max_blob_bytes)
         except ClientDisconnect:
+            response.status_code = GONE
             return {}  # nobody is left to answer; leaving the context removes the partial file
         created = await anyio.to_thread.run_sync(_keep, hub, upload, tenant, digest, limiter=_writes)
     metrics.blob_bytes.inc(upload.size if created else 0)

@@ -48,7 +48,8 @@ def _prepare(body: ChatRequest, engine: Engine, resolver: Resolver, sink: Sink, 
     resolved, ready = resolver(body, patience)
     requests = _requests(body, engine, ready, messages, patience.until, sink)
     about = resolved.describe(ready.path, engine.warnings(resolved.canonical))
-    return Asked(requests, len(requests[0].prompt), ChatWriter(requests), about)
+    read, most = len(requests[0].prompt), requests[0].params.max_tokens * len(requests)
+    return Asked(requests, read, ChatWriter(requests), about, resolver.take(read + most))
 
 
 def _requests(

@@ -49,7 +49,8 @@ def _prepare(body: CompletionsRequest, engine: Engine, resolver: Resolver, sink:
     requests = language.texts.requests(ready, tokens, params, sink, n=body.n, deadline=patience.until)
     writer = CompletionWriter(requests, _echo(prompts, requests, body.n) if body.echo else None)
     about = resolved.describe(ready.path, engine.warnings(resolved.canonical))
-    return Asked(requests, sum(map(len, tokens)), writer, about)
+    read = sum(map(len, tokens))
+    return Asked(requests, read, writer, about, resolver.take(read + params.max_tokens * len(requests)))
 
 
 def _check(body: CompletionsRequest, engine: Engine) -> None:

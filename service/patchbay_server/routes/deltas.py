@@ -19,7 +19,7 @@ from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Upload
 from patchbay.store.keys import Scope
 from patchbay_server.access import needs
-from patchbay_server.bodies import JsonRoute
+from patchbay_server.bodies import GONE, JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.pins import forget, split
 from patchbay_server.records import summarise, to_json
@@ -55,6 +55,7 @@ async def upload_delta(
             async for chunk in request.stream():
                 upload.write(chunk)
         except ClientDisconnect:
+            response.status_code = GONE
             return {}  # nobody is left to answer; leaving the context removes the partial file
         summary = await anyio.to_thread.run_sync(_check, engine, upload, limiter=_checks)
         record, created = await anyio.to_thread.run_sync(hub.commit, upload, tenant, name, summary, activate)

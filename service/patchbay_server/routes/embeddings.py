@@ -35,7 +35,7 @@ async def create_embeddings(
 
 def _answer(body: EmbeddingsRequest, engine: Engine, resolver: Resolver, patience: Patience) -> dict[str, Any]:
     resolved, ready = resolver(body, patience)
-    embedded = engine.embed(ready, to_inputs(body.input), patience)
+    embedded = engine.embed(ready, to_inputs(body.input), patience, resolver.take)
     width = embedded.vectors.shape[1]
     if body.dimensions not in (None, width):
         raise UnsupportedParameter(f"vectors have the model's width: leave it out, or at {width}", param="dimensions")

@@ -14,7 +14,9 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
-from patchbay_server.deps import QueueDep, TenantDep
+from patchbay_server.audit import about
+from patchbay_server.callers import Caller
+from patchbay_server.deps import CallerDep, QueueDep, TenantDep
 from patchbay_server.jobs.base import Event, Job, JobQueue, Json, Key
 from patchbay_server.schemas import Body
 
@@ -83,8 +85,10 @@ def _look(queue: JobQueue, job: Job, seen: int) -> tuple[bool, list[Event]]:
 class Submitter:
     """How one request makes a job, and makes it once however often the request comes."""
 
-    def __init__(self, queue: JobQueue, tenant: str, key: str | None, response: Response) -> None:
-        self._queue, self._tenant, self._key, self._response = queue, tenant, key, response
+    def __init__(self, queue: JobQueue, caller: Caller, key: str | None, request: Request, response: Response) -> None:
+        self._queue, self._tenant, self._key = queue, caller.tenant, key
+        self._request, self._response = request, response
+        self._most = caller.limits.max_jobs
 
     def __call__(self, kind: str, body: Body, make_spec: Callable[[], Json]) -> dict[str, Any]:
         """Queues a job of `body` and answers 202 with its place; 200 for a job that this key has made before.
@@ -95,16 +99,17 @@ class Submitter:
         job, created = self._queue.find_key(self._tenant, key) if key else None, False
         if job is None:
             spec = {"request": body.model_dump(mode="json"), **make_spec()}
-            job, created = self._queue.submit(self._tenant, kind, spec, key)
+            job, created = self._queue.submit(self._tenant, kind, spec, key, self._most)
+        about(self._request, job.id)
         self._response.status_code = 202 if created else 200
         self._response.headers["Location"] = f"/v1/jobs/{job.id}"
         return to_json(job)
 
 
 async def get_submitter(
-    queue: QueueDep, tenant: TenantDep, response: Response, idempotency_key: KeyHeader = None
+    queue: QueueDep, caller: CallerDep, request: Request, response: Response, idempotency_key: KeyHeader = None
 ) -> Submitter:
-    return Submitter(queue, tenant, idempotency_key, response)
+    return Submitter(queue, caller, idempotency_key, request, response)
 
 
 SubmitterDep = Annotated[Submitter, Depends(get_submitter)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from patchbay.merge import Recipe, parse
 from patchbay.store.base import MergeRecord
 from patchbay.store.keys import Scope
 from patchbay_server.access import needs
+from patchbay_server.audit import about
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, TenantDep
 from patchbay_server.documents import MERGEKIT, MergekitRoute
 from patchbay_server.resolve import pin_recipe
@@ -21,8 +22,11 @@ router = APIRouter(prefix="/v1/merges", tags=["merges"], route_class=MergekitRou
 
 @router.post("", status_code=201, openapi_extra=MERGEKIT)
 @needs(Scope.WRITE)
-def save_merge(body: MergeRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
+def save_merge(
+    request: Request, body: MergeRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep
+) -> dict[str, Any]:
     """Saves a recipe under a name. It is planned once before, so that a recipe that cannot be served is not saved."""
+    about(request, body.name)
     hub.check_name(body.name)
     recipe = body.recipe if isinstance(body.recipe, Recipe) else parse(body.recipe)
     stored, resolved = pin_recipe(hub, tenant, recipe, follow=body.follow)

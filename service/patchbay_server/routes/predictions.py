@@ -29,7 +29,7 @@ async def classify(request: Request, body: ClassifyRequest, engine: EngineDep, r
 
 def _answer(body: ClassifyRequest, engine: Engine, resolver: Resolver, patience: Patience) -> dict[str, Any]:
     resolved, ready = resolver(body, patience)
-    results = engine.classify(ready, to_inputs(body.input), resolved.names, resolved.head, patience)
+    results = engine.classify(ready, to_inputs(body.input), resolved.names, resolved.head, patience, resolver.take)
     return {
         "object": "list",
         "model": body.model,

@@ -7,6 +7,8 @@ All keys carry one hash tag, so that they share a slot and every change is one L
     {prefix}:deleted:TENANT     name@version -> when it was deleted
     {prefix}:merges:TENANT      name -> the merge
     {prefix}:blobs:TENANT       digest -> {"size", "created_at"} of the bytes that a tenant has brought
+    {prefix}:tenants            tenant -> its limits
+    {prefix}:audit              a list: the audit log, oldest first
     {prefix}:keys               API keys; `redis_keys.py` tells more
     {prefix}:digests            digest -> {"tenant/name@version": true}, live ones only
     {prefix}:tombstones         digest, scored by when a version that had it was last deleted
@@ -27,9 +29,13 @@ import redis
 from patchbay.errors import StoreUnavailable
 from patchbay.store import base
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
+from patchbay.store.tenants import over_bytes, over_deltas
 from patchbay_server.stores.connection import RedisServer
+from patchbay_server.stores.redis_audit import RedisAudit
 from patchbay_server.stores.redis_keys import RedisKeys
+from patchbay_server.stores.redis_tenants import RedisTenants
 from patchbay_server.stores.scripts import (
+    ADD_BLOB,
     ADD_VERSION,
     CONDEMN,
     DELETE_DELTA,
@@ -37,6 +43,7 @@ from patchbay_server.stores.scripts import (
     HOLD,
     SAVE_MERGE,
     SET_CURRENT,
+    USAGE,
 )
 
 SCHEMA = 1
@@ -54,11 +61,13 @@ class RedisCatalog:
         self._client = self._server.client
         self._prefix = f"{{{prefix}}}"
         self.keys = RedisKeys(self._server, self._key("keys"))
-        self._add_version, self._set_current, self._delete_delta, self._save_merge, self._find_digest = (
-            self._client.register_script(text)
-            for text in (ADD_VERSION, SET_CURRENT, DELETE_DELTA, SAVE_MERGE, FIND_DIGEST)
-        )
-        self._hold, self._condemn = (self._client.register_script(text) for text in (HOLD, CONDEMN))
+        self.audit = RedisAudit(self._server, self._key("audit"))
+        self.tenants = RedisTenants(self._server, self._key("tenants"), self._count)
+        script = self._client.register_script
+        self._add_version, self._add_blob, self._usage = script(ADD_VERSION), script(ADD_BLOB), script(USAGE)
+        self._set_current, self._delete_delta = script(SET_CURRENT), script(DELETE_DELTA)
+        self._save_merge, self._find_digest = script(SAVE_MERGE), script(FIND_DIGEST)
+        self._hold, self._condemn = script(HOLD), script(CONDEMN)
         try:
             self._server.refuse_eviction()
             self._check_schema()
@@ -72,8 +81,9 @@ class RedisCatalog:
         base.check_name(tenant, param="tenant")
         base.check_name(name)
         text = json.dumps({"digest": digest, "size": size, "created_at": time.time(), "summary": summary})
-        args = [tenant, name, digest, text, int(activate)]
+        args = [tenant, name, digest, text, int(activate), size]
         status, version, current, stored = self._change(self._add_version, tenant, args)
+        _check_quota(tenant, size, status, version, current)
         if status == "merge":
             raise base.owned_by("merge", name)
         return _record(tenant, name, version, stored, current), status == "created"
@@ -154,7 +164,9 @@ class RedisCatalog:
     def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
         base.check_name(tenant, param="tenant")
         text = json.dumps({"size": size, "created_at": time.time()})
-        return bool(self._server.change(self._client.hsetnx, self._key("blobs", tenant), digest, text))
+        status, used, most = self._change(self._add_blob, tenant, [tenant, digest, text, size])
+        _check_quota(tenant, size, status, used, most)
+        return bool(status == "created")
 
     def forget_blob(self, digest: Digest) -> None:
         for tenant in self._tenants("blobs"):
@@ -210,9 +222,13 @@ class RedisCatalog:
 
     def _keys(self, tenant: str) -> list[str]:
         """What every script is given."""
-        per_tenant = [self._key(kind, tenant) for kind in ("deltas", "versions", "deleted", "merges")]
-        common = [self._key(kind) for kind in ("digests", "tombstones", "holds", "condemned")]
+        per_tenant = [self._key(kind, tenant) for kind in ("deltas", "versions", "deleted", "merges", "blobs")]
+        common = [self._key(kind) for kind in ("digests", "tenants", "tombstones", "holds", "condemned")]
         return [*per_tenant, *common]
+
+    def _count(self, tenant: str) -> tuple[str, str]:
+        num_bytes, num_deltas = self._server.ask(self._usage, keys=self._keys(tenant), args=[tenant, ""])
+        return num_bytes, num_deltas
 
     def _entries(self, tenant: str) -> dict[str, Any]:
         """The names with live versions."""
@@ -257,6 +273,14 @@ class RedisCatalog:
                 f"the catalog at {self._server.place} has schema {found} and this Patchbay knows {SCHEMA}: "
                 "upgrade Patchbay"
             )
+
+
+def _check_quota(tenant: str, size: int, status: str, used: str, most: str) -> None:
+    """Raises QuotaExceeded where a script has answered so."""
+    if status == "over bytes":
+        raise over_bytes(tenant, int(used), size, int(most))
+    if status == "over deltas":
+        raise over_deltas(tenant, int(used), int(most))
 
 
 def _literal(text: str) -> str:

@@ -18,8 +18,10 @@ from threading import Event, Lock, Thread
 from typing import Any, NamedTuple, TypeVar, cast
 
 from patchbay.errors import NotFound, StoreUnavailable
+from patchbay.store.audit import Audit
 from patchbay.store.base import Catalog, DeltaRecord, Digest, MergeRecord, is_name, no_merge
-from patchbay.store.keys import KeyRecord, Keys
+from patchbay.store.keys import Keys
+from patchbay.store.tenants import Tenants
 
 MAX_AGE_S = 1.0
 LOOK_S = 0.5
@@ -58,7 +60,9 @@ class RememberedCatalog:
         self._num_changes = 0
         self._lost: str | None = None
         self._closed = Event()
-        self.keys: Keys = _Keys(catalog.keys, self._ask)
+        self.keys = cast(Keys, _Asked(catalog.keys, self._ask))
+        self.tenants = cast(Tenants, _Asked(catalog.tenants, self._ask))
+        self.audit = cast(Audit, _Asked(catalog.audit, self._ask))
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
         return self._recall(_Key(tenant, name, version), lambda: self._catalog.get_delta(tenant, name, version))
@@ -239,23 +243,12 @@ class RememberedCatalog:
                     del self._known[key]
 
 
-class _Keys:
-    """The catalog's keys, refused at once while it is away: who checks keys remembers those that it has seen."""
+class _Asked:
+    """Keys, tenants and audit of a catalog: refused at once while it is away. Who asks for them remembers them."""
 
-    def __init__(self, keys: Keys, ask: Callable[[Callable[[], Any]], Any]) -> None:
-        self._keys, self._ask = keys, ask
+    def __init__(self, part: object, ask: Callable[[Callable[[], Any]], Any]) -> None:
+        self._part, self._ask = part, ask
 
-    def add(self, record: KeyRecord) -> None:
-        self._ask(lambda: self._keys.add(record))
-
-    def get(self, key: str) -> KeyRecord:
-        return cast(KeyRecord, self._ask(lambda: self._keys.get(key)))
-
-    def list_keys(self) -> list[KeyRecord]:
-        return cast("list[KeyRecord]", self._ask(self._keys.list_keys))
-
-    def revoke(self, key: str) -> KeyRecord:
-        return cast(KeyRecord, self._ask(lambda: self._keys.revoke(key)))
-
-    def touch(self, key: str, at: float) -> None:
-        self._ask(lambda: self._keys.touch(key, at))
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._part, name)
+        return lambda *args, **options: self._ask(lambda: method(*args, **options))

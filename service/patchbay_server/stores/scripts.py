@@ -6,8 +6,8 @@ Every script reads and decides first and writes last: Redis does not undo what a
 from __future__ import annotations
 
 _COMMON = """
-local deltas, versions, deleted, merges, digests = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local tombstones, holds, condemned = KEYS[6], KEYS[7], KEYS[8]
+local deltas, versions, deleted, merges, blobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local digests, tenants, tombstones, holds, condemned = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local tenant, name = ARGV[1], ARGV[2]
 
 local function text(number) return string.format('%d', number) end
@@ -35,9 +35,63 @@ local function index(digest, version, live)
 end
 """
 
-# digest, record, activate -> status, version, current, record
+# What a tenant has stored, added up: it is asked for by uploads alone, and a sum that is kept could be wrong.
+_ROOM = """
+local function long(number) return string.format('%.0f', number) end
+
+local function used()
+  local bytes, count = 0, 0
+  local entries = redis.call('HGETALL', deltas)
+  for i = 1, #entries, 2 do
+    for version in pairs(cjson.decode(entries[i + 1]).live) do
+      count = count + 1
+      bytes = bytes + cjson.decode(redis.call('HGET', versions, entries[i] .. '@' .. version)).size
+    end
+  end
+  for _, blob in ipairs(redis.call('HVALS', blobs)) do bytes = bytes + cjson.decode(blob).size end
+  return bytes, count
+end
+
+-- nil where there is room; else which limit, what is used of it, and the limit
+local function refusal(size, more)
+  local found = redis.call('HGET', tenants, tenant)
+  local limits = found and cjson.decode(found) or {}
+  local most_bytes, most_deltas = tonumber(limits.max_bytes), tonumber(limits.max_deltas)
+  if not most_bytes and not most_deltas then return nil end
+  local bytes, count = used()
+  if most_bytes and bytes + size > most_bytes then return {'over bytes', long(bytes), long(most_bytes)} end
+  if most_deltas and count + more > most_deltas then return {'over deltas', long(count), long(most_deltas)} end
+  return nil
+end
+"""
+
+# -> bytes, live versions
+USAGE = (
+    _COMMON
+    + _ROOM
+    + """
+local bytes, count = used()
+return {long(bytes), long(count)}
+"""
+)
+
+# (the digest in the place of the name) record, size -> status, used, limit
+ADD_BLOB = (
+    _COMMON
+    + _ROOM
+    + """
+if redis.call('HEXISTS', blobs, name) == 1 then return {'exists', '0', '0'} end
+local over = refusal(tonumber(ARGV[4]), 0)
+if over then return over end
+redis.call('HSET', blobs, name, ARGV[3])
+return {'created', '0', '0'}
+"""
+)
+
+# digest, record, activate, size -> status, version, current, record; or which limit, what is used of it, the limit, ''
 ADD_VERSION = (
     _COMMON
+    + _ROOM
     + """
 local digest, new_record, activate = ARGV[3], ARGV[4], ARGV[5] == '1'
 if redis.call('HEXISTS', merges, name) == 1 then return {'merge', '0', '0', ''} end
@@ -45,6 +99,8 @@ local entry = load_entry()
 for version, known in pairs(entry.live) do
   if known == digest then return {'exists', version, text(entry.current), record(version)} end
 end
+local over = refusal(tonumber(ARGV[6]), 1)
+if over then return {over[1], over[2], over[3], ''} end
 entry.last = entry.last + 1
 local version = text(entry.last)
 entry.live[version] = digest

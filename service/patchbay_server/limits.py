@@ -1,0 +1,126 @@
+"""What tenants use while it happens: requests under way and tokens a minute, counted by each server for itself.
+
+Whatever is taken is taken under one lock, before it is used: two requests at once cannot both have the last of it.
+Knows no catalog and no HTTP, but for the fields in which a refusal says when to come back (the draft of RateLimit
+header fields, draft-ietf-httpapi-ratelimit-headers).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+
+from patchbay.errors import PatchbayError
+from patchbay.store.tenants import Limits
+
+WINDOW_S = 60.0
+Settle = Callable[[int], None]
+"""Told how many tokens were used in the end."""
+
+
+class LimitReached(PatchbayError):
+    """A tenant may not do more at the moment. `headers` say what the limit is and when to ask again."""
+
+    code = "limit_reached"
+
+    def __init__(self, message: str, *, param: str, quota: int, left: int, policy: str, retry_s: int = 1) -> None:
+        super().__init__(message, param=param)
+        name = param.removeprefix("max_")
+        self.headers: Mapping[str, str] = {
+            "Retry-After": str(retry_s),
+            "RateLimit-Policy": f'"{name}";q={quota};{policy}',
+            "RateLimit": f'"{name}";r={left};t={retry_s}',
+        }
+
+
+@dataclass(slots=True)
+class Taken:
+    """Tokens that were taken at a time, `tokens` of them."""
+
+    at: float
+    tokens: int
+
+
+@dataclass(slots=True)
+class _Use:
+    requests: int = 0
+    taken: deque[Taken] = field(default_factory=deque)
+
+
+class Meter:
+    """What every tenant uses of one server at the moment."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._uses: dict[str, _Use] = {}
+
+    def enter(self, tenant: str, limits: Limits) -> None:
+        """One more request is under way, until `leave`. Raises LimitReached."""
+        with self._lock:
+            use = self._uses.setdefault(tenant, _Use())
+            most = limits.max_requests
+            if most is not None and use.requests >= most:
+                raise LimitReached(
+                    f"{tenant!r} may have {most:,} requests under way at a time, and has: ask again when one has ended",
+                    param="max_requests",
+                    quota=most,
+                    left=0,
+                    policy='qu="concurrent-requests"',
+                )
+            use.requests += 1
+
+    def leave(self, tenant: str) -> None:
+        with self._lock:
+            use = self._uses[tenant]
+            use.requests -= 1
+            if not use.requests and not use.taken:
+                del self._uses[tenant]
+
+    def take(self, tenant: str, limits: Limits, tokens: int) -> Taken:
+        """So many tokens, which count for a minute; `settle` gives back what was not used. Raises LimitReached."""
+        with self._lock:
+            use, now = self._uses.setdefault(tenant, _Use()), self._clock()
+            while use.taken and use.taken[0].at <= now - WINDOW_S:
+                use.taken.popleft()
+            taken = Taken(now, tokens)
+            if limits.tokens_per_minute is not None:
+                _check_tokens(tenant, use.taken, taken, limits.tokens_per_minute)
+                use.taken.append(taken)
+            return taken
+
+    def settle(self, taken: Taken, used: int) -> None:
+        """It has used so many, and never more than were taken."""
+        with self._lock:
+            taken.tokens = min(taken.tokens, used)
+
+
+def _check_tokens(tenant: str, earlier: deque[Taken], asked: Taken, most: int) -> None:
+    left = most - sum(each.tokens for each in earlier)
+    if asked.tokens <= left:
+        return
+    if asked.tokens > most:
+        why = f"and this request may take {asked.tokens:,}: ask for fewer at a time"
+    else:
+        why = f"of which {max(0, left):,} are left, and this request may take {asked.tokens:,}: ask again later"
+    raise LimitReached(
+        f"{tenant!r} may use {most:,} tokens a minute, {why}",
+        param="tokens_per_minute",
+        quota=most,
+        left=max(0, left),
+        policy=f"w={WINDOW_S:.0f}",
+        retry_s=_seconds_until(earlier, asked, min(asked.tokens, most) - left),
+    )
+
+
+def _seconds_until(earlier: deque[Taken], asked: Taken, missing: int) -> int:
+    """When so many of the tokens will have been taken a minute ago."""
+    for each in earlier:
+        missing -= each.tokens
+        if missing <= 0:
+            return max(1, math.ceil(each.at + WINDOW_S - asked.at))
+    return round(WINDOW_S)

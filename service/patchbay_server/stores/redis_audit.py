@@ -1,0 +1,32 @@
+"""The audit log of a catalog in Redis: the list `{prefix}:audit`, an entry each, oldest first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from patchbay.store.audit import Entry
+from patchbay_server.stores.connection import RedisServer
+
+PAGE = 1000
+
+
+class RedisAudit:
+    """`Audit` on `server`."""
+
+    def __init__(self, server: RedisServer, name: str) -> None:
+        self._server, self._client, self._name = server, server.client, name
+
+    def append(self, entry: Entry) -> None:
+        self._server.change(self._client.rpush, self._name, json.dumps(asdict(entry)))
+
+    def list_entries(self, tenant: str | None = None, limit: int = 100) -> list[Entry]:
+        found: list[Entry] = []
+        end = self._server.ask(self._client.llen, self._name)
+        while end > 0 and len(found) < limit:
+            start = max(0, end - PAGE)
+            texts = self._server.ask(self._client.lrange, self._name, start, end - 1)
+            page = [Entry(**json.loads(text)) for text in texts]
+            found = [entry for entry in page if tenant in (None, entry.tenant)] + found
+            end = start
+        return found[-limit:] if limit > 0 else []

@@ -1,0 +1,57 @@
+"""What every catalog promises of its audit log."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.store.backends import Store
+
+from patchbay.store import SqliteCatalog
+from patchbay.store.audit import MAX_TEXT, Entry, printable
+from patchbay_server.stores import redis_audit
+
+
+def entry(number: int, tenant: str = "acme") -> Entry:
+    return Entry(1795312857.25 + number, tenant, "a-key", "PUT /v1/x", f"math@{number}", "200")
+
+
+def test_entries_are_listed_as_they_were_added(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_audit, "PAGE", 4)
+    one, other = store(), store()
+    added = [entry(number, "acme" if number % 3 else "bolt") for number in range(20)]
+    for each in added:
+        one.audit.append(each)
+    assert other.audit.list_entries() == added
+    assert other.audit.list_entries(limit=7) == added[-7:]
+    assert other.audit.list_entries("bolt") == added[::3]
+    assert other.audit.list_entries("bolt", 2) == added[::3][-2:]
+    assert other.audit.list_entries("nobody") == []
+
+
+def test_many_at_once_are_all_there(store: Store) -> None:
+    catalogs = [store(), store()]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: catalogs[number % 2].audit.append(entry(number)), range(60)))
+    assert {each.subject for each in catalogs[0].audit.list_entries()} == {f"math@{number}" for number in range(60)}
+
+
+@pytest.mark.parametrize("change", ["UPDATE audit SET result = '200'", "DELETE FROM audit"])
+def test_the_file_itself_refuses_to_change_them(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "catalog.db"
+    with closing(SqliteCatalog(path)) as catalog:
+        catalog.audit.append(entry(1))
+    with closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.IntegrityError, match="never changed"):
+        db.execute(change)
+
+
+@given(st.text(st.characters(codec=None), max_size=300))
+def test_whatever_was_sent_is_written_as_ascii(text: str) -> None:
+    shown = printable(text)
+    assert shown.isascii() and len(shown) <= MAX_TEXT
+    assert shown == text or not text.isascii() or len(text) > MAX_TEXT
