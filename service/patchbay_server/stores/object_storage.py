@@ -35,7 +35,7 @@ PARTS = 2
 
 
 class ObjectStorage:
-    """`Objects` at `s3://bucket/prefix`, `gs://bucket/prefix` or `az://account/container/prefix`.
+    """`Objects` at `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
 
     Raises StoreUnavailable if the bucket is not there or may not be listed.
     """

@@ -33,7 +33,7 @@ def open_catalog(url: str) -> Catalog:
 
 
 def open_blobs(url: str, cache: Path, cache_bytes: int, redis_bytes: int) -> BlobStore:
-    """`file:///absolute/folder`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`,
+    """`file:///absolute/folder`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`,
     `redis://...` or `rediss://...` (TLS).
 
     All but files keep up to `cache_bytes` of what was read in the folder `cache`; Redis takes `redis_bytes` altogether.
@@ -51,7 +51,7 @@ def open_blobs(url: str, cache: Path, cache_bytes: int, redis_bytes: int) -> Blo
             raise
     raise StoreUnavailable(
         f"{_without_password(url)!r} names no blob store: use file:///absolute/folder, s3://bucket/prefix, "
-        "gs://bucket/prefix, az://account/container/prefix, redis://host:port/0 or rediss://host:port/0"
+        "gs://bucket/prefix, az://container/prefix, redis://host:port/0 or rediss://host:port/0"
     )
 
 
