@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,24 @@ def test_what_another_process_holds_stays_until_it_dies(cache: BlobCache, tmp_pa
         holder.wait()
         cache.make_room(100)
         assert cache.hold(digest) is None
+
+
+def test_nothing_goes_between_finding_and_locking(
+    cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = keep(cache, b"a" * 60)[0]
+    other, lock = BlobCache(tmp_path, 100), fcntl.flock
+    with ThreadPoolExecutor(1) as pool:
+
+        def evicting(descriptor: int, operation: int) -> None:
+            if operation == fcntl.LOCK_SH:
+                wait([pool.submit(other.make_room, 100)], timeout=0.2)  # it has to wait, and comes too late
+            lock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", evicting)
+        held = cache.hold(digest)
+    assert held is not None and held.read_bytes() == b"a" * 60
+    other.close()
 
 
 def test_a_file_larger_than_the_folder_may_be_is_there_while_it_is_used(cache: BlobCache, tmp_path: Path) -> None:

@@ -77,9 +77,11 @@ def test_who_cannot_be_trusted_is_unavailable(tls_port: int, certificate: Path, 
 
 def test_a_server_that_says_nothing_is_given_up() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as mute:
-        url = f"redis://127.0.0.1:{mute.getsockname()[1]}/0?socket_timeout=0.1"
+        url = f"redis://127.0.0.1:{mute.getsockname()[1]}/0"
         with pytest.raises(StoreUnavailable, match="does not answer as it should"):
-            RedisCatalog(url)
+            RedisObjects(url, 1 << 20, answer_s=0.1)
+        with pytest.raises(StoreUnavailable, match="does not answer as it should"):
+            RedisCatalog(f"{url}?socket_timeout=0.1")
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.times == 1])

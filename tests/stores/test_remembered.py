@@ -232,6 +232,21 @@ def test_what_was_deleted_here_is_not_remembered(catalog: RememberedCatalog, lin
         catalog.get_delta(T, "math")
 
 
+def test_what_was_deleted_elsewhere_is_not_remembered_once_that_is_known(
+    catalog: RememberedCatalog, line: Line, elsewhere: SqliteCatalog, clock: Clock
+) -> None:
+    catalog.add_version(T, "math", digest(1), 1, "{}")
+    catalog.get_delta(T, "math")
+    elsewhere.delete_delta(T, "math")
+    clock.now += MAX_AGE_S
+    with pytest.raises(NotFound):
+        catalog.get_delta(T, "math")
+    line.cut = True
+    for version in (None, 1):
+        with pytest.raises(StoreUnavailable):
+            catalog.get_delta(T, "math", version)
+
+
 def test_an_answer_from_before_a_change_is_not_remembered_after_it(catalog: RememberedCatalog, line: Line) -> None:
     """A reader asks, a change is made here, and only then the reader gets its answer."""
     for number in (1, 2):
@@ -270,6 +285,7 @@ def test_memory_is_bounded(catalog: RememberedCatalog, line: Line, monkeypatch: 
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["here", "there"]), st.sampled_from(["add", "use", "delete", "read", "wait", "cut"])),
+    min_size=20,
     max_size=40,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Shelf:
         self.reads = self.writes = 0
         self.away = False
         self.fails_at: int | None = None
+        self.on_read: Callable[[], object] = lambda: None
         self.opened = threading.Event()
         self.opened.set()
 
@@ -34,6 +35,7 @@ class Shelf:
 
     def read(self, digest: str, size: int) -> Iterator[bytes]:
         self.reads += 1
+        self.on_read()
         assert self.opened.wait(60)
         for number, byte in enumerate(self.objects[digest]):
             if number == self.fails_at:
@@ -168,9 +170,11 @@ def test_all_who_wait_hear_of_one_download(blobs: RemoteBlobs, shelf: Shelf, fai
 
 def test_the_cache_makes_room_before_a_download(blobs: RemoteBlobs, shelf: Shelf, tmp_path: Path) -> None:
     first, second = store(shelf, b"a" * 600), store(shelf, b"b" * 600)
+    kept: list[int] = []
+    shelf.on_read = lambda: kept.append(sum(file.stat().st_size for file in files(tmp_path)))
     blobs.path(first)
     blobs.path(second)
-    assert sum(file.stat().st_size for file in files(tmp_path)) == 600
+    assert kept == [0, 0]
     assert blobs.path(first).read_bytes() == b"a" * 600 and shelf.reads == 3
 
 
