@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The S3 server of the tests. A process of its own in an environment of its own: it needs an older python-dateutil.
 MOTO := $(VENV)/moto/bin/moto_server
 
-.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg soak clean
+.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg bench-overhead soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -41,7 +41,7 @@ test-long: venv $(MOTO)  ## thousands of interleaved requests, every architectur
 	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
 	  tests/engine/test_encoder_interleavings.py tests/engine/test_isolation.py tests/engine/test_mixed.py \
 	  tests/service/demo tests/jobs/test_crash.py tests/e2e/test_server.py \
-	  tests/benchmarks/test_soak.py tests/benchmarks/test_methods.py tests/benchmarks/test_serving.py \
+	  tests/benchmarks/test_soak.py tests/benchmarks/test_methods.py tests/benchmarks/test_serving.py tests/benchmarks/test_overhead.py \
 	  tests/service/commands/test_remote_compress.py tests/stores/test_faults.py tests/service/test_canaries.py
 
 demo: venv  ## the product's main job on real digits, in demo-run/
@@ -73,6 +73,9 @@ bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for e
 
 bench-eeg: venv  ## DATA=DIR of one subject of PhysioNet's motor data: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.eeg --data $(DATA)
+
+bench-overhead: venv  ## milliseconds that keys, limits and the audit log add to a request, on SQLite and Redis
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overhead
 
 soak: venv  ## a server under churn for MINUTES=30: its memory must stay flat, and nothing may fail; draws benchmarks/soak.png
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30) --plot benchmarks/soak.png
