@@ -42,7 +42,7 @@ test-long: venv $(MOTO)  ## thousands of interleaved requests, every architectur
 	  tests/engine/test_encoder_interleavings.py tests/engine/test_isolation.py tests/engine/test_mixed.py \
 	  tests/service/demo tests/jobs/test_crash.py tests/e2e/test_server.py \
 	  tests/benchmarks/test_soak.py tests/benchmarks/test_methods.py tests/benchmarks/test_serving.py tests/benchmarks/test_overhead.py \
-	  tests/service/commands/test_remote_compress.py tests/stores/test_faults.py tests/service/test_canaries.py
+	  tests/service/commands tests/stores/test_faults.py tests/benchmarks/test_trained.py tests/benchmarks/test_quality_merging.py tests/service/test_canaries.py
 
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo

@@ -19,12 +19,15 @@ from benchmarks.methods import Effort
 from benchmarks.quality_merging import QUESTION, Scale, main, merges_of
 from benchmarks.results import Ledger
 from tests import pico
+from tests.long import long
 
 from benchmarks import merges, quality_merging
 from patchbay.compress.calibration import Judge
 from patchbay.delta import DeltaFile
 from patchbay.execute.patch import Patcher
 from patchbay.merge import METHODS, build
+
+pytestmark = long
 
 TASKS = ("craft", "mood", "plot", "sound")
 SOME = ("task_arithmetic", "linear", "neuromerging", "slerp", "nuslerp", "ties", "dare_linear")

@@ -14,11 +14,14 @@ from benchmarks.measure import score_of
 from benchmarks.methods import Effort
 from benchmarks.systems.models import Size
 from benchmarks.trained import Trained, trained
+from tests.long import long
 
 from benchmarks import serving
 from benchmarks import trained as module
 from patchbay.backbone import Backbone
 from patchbay.delta import DeltaFile
+
+pytestmark = long
 
 TINY = Shape(vocabulary=300, hidden=64, inner=128, layers=1, heads=2, context=32)
 SHORT = Training(seconds=0.5, learning_rate=1e-3)

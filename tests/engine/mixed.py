@@ -31,7 +31,7 @@ from patchbay.execute.patch import Patcher
 from patchbay.merge import CanonicalRecipe, parse, settled
 
 INTERLEAVED = settings(
-    max_examples=1000 if LONG else 30,
+    max_examples=1000 if LONG else 20,
     deadline=None,
     phases=set(Phase) - {Phase.explain},
     suppress_health_check=list(HealthCheck),

@@ -107,6 +107,10 @@ def test_bytes_in_any_order(bytes_: PreTrainedTokenizerBase, data: st.DataObject
     check(bytes_, data.draw(st.lists(tokens, max_size=8)), data.draw(st.lists(tokens, max_size=12)))
 
 
+def test_a_character_around_special_tokens(bytes_: PreTrainedTokenizerBase) -> None:
+    check(bytes_, [byte_token(bytes_, 0xC2), *[0] * 6], [byte_token(bytes_, 0xA1)])
+
+
 @given(st.text(max_size=8), st.text(max_size=12), st.data())
 @settings(deadline=None, max_examples=100)
 def test_any_text(bytes_: PreTrainedTokenizerBase, before: str, after: str, data: st.DataObject) -> None:

@@ -26,7 +26,7 @@ from patchbay_server.jobs.sqlite import SqliteQueue
 
 FORKING = Path(__file__).with_name("forking.py")
 ROOT = Path(__file__).parents[2]
-KILLS = 11
+KILLS = 11 if LONG else 5
 EVALUATIONS = 60  # at most
 BOUNDS = {"target_size": {"target_size": 15_000}, "target_kl": {"target_kl": 0.00003}}
 TEXTS = b"the cat runs\na big dog eats one fox\nmy owl likes good film\nbad\nred green two is not small\n"
@@ -160,7 +160,7 @@ def run(forker: Forker, store: Path, spec: Json, kills: int, evaluations: int) -
 
 
 @pytest.mark.parametrize("bound", BOUNDS if LONG else ["target_size"])
-def test_killed_eleven_times_it_ends_in_identical_weights(
+def test_killed_again_and_again_it_ends_in_identical_weights(
     forker: Forker, request_of: Callable[[Path, Mapping[str, object]], Json], tmp_path: Path, bound: str
 ) -> None:
     folders = tmp_path / "whole", tmp_path / "killed"

@@ -6,6 +6,7 @@ Knows nothing of models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,9 @@ class TextStream:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._tokens = list(prompt[-CONTEXT:])
+        special = set(tokenizer.all_special_ids)  # no text, wherever they stand: bytes around them are one character
+        last = islice((token for token in reversed(prompt) if token not in special), CONTEXT)
+        self._tokens = [*last][::-1]
         self._shown, self._read = 0, len(self._tokens)  # where the window starts, and what of it is text already
         self._held = ""  # text that may turn out to begin a stop string
         self.stopped = False

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.long import long
 from tests.service.commands.conftest import Cli
 from tests.service.test_cli import command, finish
 
@@ -244,6 +245,7 @@ def stopped(args: Common, out: Path, number: int) -> tuple[int, str]:
     return exit_code, err
 
 
+@long
 def test_an_interrupted_search_goes_on(cli: Cli, out: Path, searched: Common) -> None:
     exit_code, err = stopped(searched, out, signal.SIGINT)
     record = record_of(out)

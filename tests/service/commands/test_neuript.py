@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.long import long
 from tests.training.layouts import write_mental_arithmetic
 from tests.training.recordings import write_edf, write_marked, write_npz
 from typer.testing import CliRunner
@@ -63,6 +64,7 @@ def test_refusals(data: Path, tmp_path: Path, more: list[str], message: str) -> 
     assert code != 0 and message in err and "Traceback" not in err
 
 
+@long
 def test_another_command_knows_the_folder(data: Path, tmp_path: Path) -> None:
     """In a process of its own: nothing but the command has told transformers of the model."""
     assert run(*asked(data, tmp_path / "base"))[0] == 0

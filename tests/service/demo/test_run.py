@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
+from tests.long import long
 
 from patchbay.errors import InputError
 from patchbay_server.demo.ask import DemoFailed, request_body
@@ -38,6 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, printed.read_text("utf-8")
 
 
+@long
 def test_results_are_those_of_the_models_in_the_folder(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     results = json.loads((folder / "results.json").read_text("utf-8"))
@@ -56,6 +58,7 @@ def test_results_are_those_of_the_models_in_the_folder(finished: tuple[Path, str
     assert results["seconds"] > 0
 
 
+@long
 def test_every_combination_was_asked(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     merges = json.loads((folder / "results.json").read_text("utf-8"))["merges"]
@@ -67,6 +70,7 @@ def test_every_combination_was_asked(finished: tuple[Path, str]) -> None:
     assert all(set(merge["accuracy"]) == {task.name for task in TASKS} for merge in merges)
 
 
+@long
 def test_it_ends_with_lines_that_go_on_from_its_folder(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert re.search(
@@ -79,6 +83,7 @@ def test_it_ends_with_lines_that_go_on_from_its_folder(finished: tuple[Path, str
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+@long
 def test_the_kept_store_still_has_the_deltas(finished: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = finished
     with (
