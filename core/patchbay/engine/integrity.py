@@ -117,10 +117,10 @@ class Integrity:
                 digest.update(piece)
             yield
         if f"sha256:{digest.hexdigest()}" != self._backbone.resident_digest:
-            self.num_failures += 1
-            logger.critical("the resident weights are not what was loaded: nothing is answered any more; restart")
             self._is_base_lost = True
             self._distrust_base()
+            self.num_failures += 1  # whoever sees the count finds that nothing is answered
+            logger.critical("the resident weights are not what was loaded: nothing is answered any more; restart")
 
     def _check(self, pool: int, key: str, value: object) -> Iterator[None]:
         digest = hashlib.sha256()
