@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbay.errors import InputError
-from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.options import JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json, progress, size_text
 
 if TYPE_CHECKING:
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from patchbay_server.jobs.base import JobQueue
 
 store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there.")
-FolderOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PATCHBAY_STORE", show_default="patchbay-store", metavar="DIR", help="The servers' store."),
-]
-CatalogOption = Annotated[
-    str | None,
-    typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The servers' catalog."),
-]
 BlobOption = Annotated[
     str | None, typer.Option(envvar="PATCHBAY_BLOB_URL", show_default="files in the store", help="The servers' blobs.")
 ]
@@ -38,8 +30,8 @@ DAY_S = 86_400.0
 
 @store.command()
 def gc(
-    store: FolderOption = None,
-    store_url: CatalogOption = None,
+    store: StoreOption = None,
+    store_url: StoreUrlOption = None,
     blob_url: BlobOption = None,
     jobs_db: QueueOption = None,
     grace: Annotated[
@@ -67,8 +59,8 @@ def gc(
 
 @store.command()
 def fsck(
-    store: FolderOption = None,
-    store_url: CatalogOption = None,
+    store: StoreOption = None,
+    store_url: StoreUrlOption = None,
     blob_url: BlobOption = None,
     jobs_db: QueueOption = None,
     as_json: JsonOption = False,
