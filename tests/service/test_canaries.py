@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from tests import pico
-from tests.engine.mixed import LONG
 from tests.engine.test_isolation import BEGINNINGS, COUNT, honest, token, tuned
+from tests.long import LONG
 from tests.service.serving import Served, ok, serving
 from tests.service.tenants import OPERATOR, Tenant, tenant
 

@@ -7,7 +7,6 @@ fault is over, everything works again. PATCHBAY_LONG=1 runs all faults with the 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import time
 import uuid
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.long import LONG
 from tests.stores.faulty import FAULTS, Fault, Proxy, faulty
 
 from patchbay.errors import StoreUnavailable
@@ -28,7 +28,6 @@ from patchbay_server.stores.redis_blobs import RedisObjects
 from patchbay_server.stores.remote import Objects, RemoteBlobs
 
 T = "default"
-LONG = os.environ.get("PATCHBAY_LONG") == "1"
 SHORT = ["the server falls silent in an answer", "a reset in the answer", "every answer is cut short"]
 CHOSEN = list(FAULTS) if LONG else SHORT
 STALL_S = 2.0 if LONG else 0.1

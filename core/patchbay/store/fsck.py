@@ -12,7 +12,6 @@ from patchbay.store.base import DeltaRecord, Digest
 from patchbay.store.hub import Hub
 
 OnProgress = Callable[[int, int], None]  # (blobs done, blobs in all)
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +62,6 @@ def _name(record: DeltaRecord) -> str:
 
 
 def _read(file: Path) -> tuple[int, Digest]:
-    digest = hashlib.sha256()
-    size = 0
     with file.open("rb") as source:
-        while chunk := source.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, f"sha256:{digest.hexdigest()}"
+        digest = hashlib.file_digest(source, "sha256")
+        return source.tell(), f"sha256:{digest.hexdigest()}"

@@ -29,6 +29,10 @@ StoreUrlOption = Annotated[
     str | None,
     typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The server's catalog."),
 ]
+JobsDbOption = Annotated[
+    Path | None,
+    typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The server's queue of jobs."),
+]
 UrlOption = Annotated[
     str, typer.Option(envvar="PATCHBAY_URL", help="The running server; its key is read from PATCHBAY_API_KEY.")
 ]

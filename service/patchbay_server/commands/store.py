@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from patchbay.errors import InputError
-from patchbay_server.commands.options import JsonOption, StoreOption, StoreUrlOption
+from patchbay_server.commands.options import JobsDbOption, JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json, progress, size_text
 
 if TYPE_CHECKING:
     from patchbay.store import Hub
+    from patchbay.store.fsck import Problem
     from patchbay_server.jobs.base import JobQueue
 
 store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there.")
 BlobOption = Annotated[
     str | None, typer.Option(envvar="PATCHBAY_BLOB_URL", show_default="files in the store", help="The servers' blobs.")
-]
-QueueOption = Annotated[
-    Path | None,
-    typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The servers' queue of jobs."),
 ]
 DAY_S = 86_400.0
 
@@ -33,7 +30,7 @@ def gc(
     store: StoreOption = None,
     store_url: StoreUrlOption = None,
     blob_url: BlobOption = None,
-    jobs_db: QueueOption = None,
+    jobs_db: JobsDbOption = None,
     grace: Annotated[
         float, typer.Option(min=60, metavar="SECONDS", help="Blobs of deltas deleted more recently are kept.")
     ] = DAY_S,
@@ -62,7 +59,7 @@ def fsck(
     store: StoreOption = None,
     store_url: StoreUrlOption = None,
     blob_url: BlobOption = None,
-    jobs_db: QueueOption = None,
+    jobs_db: JobsDbOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read every blob that a delta names and compare it with its digest. Changes nothing; exit code 1 for a problem."""
@@ -85,7 +82,7 @@ def fsck(
         raise typer.Exit(1)
 
 
-def _names(problem: Any) -> dict[str, object]:
+def _names(problem: Problem) -> dict[str, object]:
     record = problem.record
     return {
         "tenant": record.tenant,
@@ -105,9 +102,9 @@ def _opened(
     from patchbay_server.jobs.sqlite import SqliteQueue
     from patchbay_server.stores.opened import open_store
 
-    # The base and the address are a server's: what the environment says of them must not matter here.
+    # The base is a server's: what the environment says of it must not matter here.
     places = {"store": store, "store_url": store_url, "blob_url": blob_url, "jobs_db": jobs_db}
-    settings = make_settings({"base": "-", "host": "127.0.0.1", **places})
+    settings = make_settings({"base": "-", **places})
     if not settings.store.is_dir():
         raise InputError(f"there is no store at {settings.store}: name the servers' with --store", param="store")
     with closing(open_store(settings)) as hub, closing(SqliteQueue(settings.jobs_path)) as queue:

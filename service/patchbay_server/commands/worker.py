@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from patchbay_server.commands.options import JsonOption, StoreOption, StoreUrlOption
+from patchbay_server.commands.options import JobsDbOption, JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json
 from patchbay_server.commands.serve import make_settings
 
@@ -22,12 +21,7 @@ def worker(
     ] = None,
     store: StoreOption = None,
     store_url: StoreUrlOption = None,
-    jobs_db: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The server's queue of jobs."
-        ),
-    ] = None,
+    jobs_db: JobsDbOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run compression jobs of a server on this host until interrupted.
