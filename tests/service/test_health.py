@@ -18,7 +18,7 @@ DIES = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadException
 
 def test_alive_and_ready(vit: Served) -> None:
     assert ok(vit.get("/healthz")) == {"status": "ok"}
-    assert ok(vit.get("/readyz")) == {"status": "ready", "path": "decoupled"}
+    assert ok(vit.get("/readyz")) == {"status": "ready", "path": "decoupled", "catalog": "answers"}
 
 
 def test_a_model_whose_proof_failed_is_patched(vit: Served, monkeypatch: pytest.MonkeyPatch) -> None:

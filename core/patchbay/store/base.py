@@ -27,7 +27,6 @@ DEFAULT_TENANT = "default"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_DIGESTS = re.compile(r"sha256:[0-9a-f]{64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -41,7 +40,7 @@ def is_digest(text: str) -> bool:
 
 def digests_in(text: str) -> set[Digest]:
     """All that are written in a text."""
-    return set(_DIGESTS.findall(text))
+    return set(_DIGEST.findall(text))
 
 
 def check_name(name: str, *, param: str = "name") -> str:
@@ -92,6 +91,10 @@ class Catalog(Protocol):
     Names that break the grammar raise InvalidName when written (tenants too) and are simply not found when read.
     Any call may raise StoreUnavailable; any change StoreFull.
     """
+
+    @property
+    def remembers(self) -> bool:
+        """Whether names stand for what they stood for last while the database is away."""
 
     @property
     def keys(self) -> Keys:

@@ -23,6 +23,8 @@ _NEWEST = "SELECT max(version) FROM deltas l WHERE l.tenant = d.tenant AND l.nam
 class SqliteCatalog(Database):
     """A `Catalog` in the file `path`, which is made with its folder if it does not exist."""
 
+    remembers = False
+
     def __init__(self, path: Path) -> None:
         super().__init__(path, SCHEMA)
         self.keys = SqliteKeys(self)

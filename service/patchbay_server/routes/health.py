@@ -7,6 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from patchbay.errors import StoreUnavailable
+from patchbay.store.base import Catalog
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep
@@ -26,14 +27,28 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 @needs(None)
 async def readyz(engine: EngineDep, hub: HubDep) -> dict[str, str]:
-    """The base is loaded and sound, the engine runs, and the catalog answers within two seconds; 5xx otherwise."""
+    """The base is loaded and sound, the engine runs, and the catalog answers within two seconds; 5xx otherwise.
+
+    A catalog that remembers may be `away`: all servers ask the same one, and if its loss made none of them ready,
+    nobody would be sent what they still answer.
+    """
     engine.check_health()
+    catalog = "answers"
+    try:
+        await _ping(hub.catalog)
+    except StoreUnavailable:
+        if not hub.catalog.remembers:
+            raise
+        catalog = "away"
+    return {"status": "ready", "path": engine.path.value, "catalog": catalog}
+
+
+async def _ping(catalog: Catalog) -> None:
     try:
         with anyio.fail_after(2):
-            await anyio.to_thread.run_sync(hub.catalog.ping, limiter=_probe_threads, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(catalog.ping, limiter=_probe_threads, abandon_on_cancel=True)
     except TimeoutError as error:
         raise StoreUnavailable("the catalog does not answer within two seconds") from error
-    return {"status": "ready", "path": engine.path.value}
 
 
 @router.get("/metrics")

@@ -56,6 +56,8 @@ class RedisCatalog:
     Durable as far as the server is: `appendonly yes`, and `appendfsync always` if no second may be lost.
     """
 
+    remembers = False
+
     def __init__(self, url: str, prefix: str = "patchbay", *, client: redis.Redis | None = None) -> None:
         self._server = RedisServer(url, text=True, client=client)
         self._client = self._server.client

@@ -49,9 +49,11 @@ class _Known:
 class RememberedCatalog:
     """A `Catalog` in front of one on another machine. Closes it, too.
 
-    Once the catalog was found away, a thread looks every `LOOK_S` whether it is back. Until then every call but `ping`
-    is answered at once, from memory or with StoreUnavailable: they do not each wait for a deadline.
+    Once the catalog was found away, a thread looks every `LOOK_S` whether it is back. Until then every call is
+    answered at once, from memory or with StoreUnavailable: they do not each wait for a deadline.
     """
+
+    remembers = True
 
     def __init__(self, catalog: Catalog, clock: Callable[[], float] = time.monotonic) -> None:
         self._catalog, self._clock = catalog, clock
@@ -135,7 +137,7 @@ class RememberedCatalog:
         self._ask(lambda: self._catalog.pardon(digest))
 
     def ping(self) -> None:
-        self._catalog.ping()
+        self._ask(self._catalog.ping)
 
     def close(self) -> None:
         self._closed.set()
