@@ -5,15 +5,17 @@ Knows nothing of how models answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta
 from patchbay.errors import InputError
-from patchbay.models.neuript.preprocess import Windows, windows
-from patchbay.models.neuript.recording import Recording
+from patchbay.models.neuript.channels import check_coverage
+from patchbay.models.neuript.preprocess import OUTSIDE, Rejected, Windows, windows
+from patchbay.models.neuript.recording import Recording, listed
 from patchbay.models.neuript.steps import RATE, Steps
 from patchbay.models.signals import SignalInput
 from patchbay_server.recordings import RecordingRequest
@@ -24,11 +26,14 @@ PREPROCESSING = "preprocessing"  # of a model's config
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """`found`: of each recording. `steps`: what was done to all of them."""
+    """`found`: of each recording. `steps`: what was done to all of them. `onsets`: where a window begins -> the onset
+    that asked for it, where any did.
+    """
 
     recordings: Sequence[Recording]
     found: Sequence[Windows]
     steps: Steps
+    onsets: Mapping[float, float]
 
     @property
     def inputs(self) -> list[SignalInput]:
@@ -36,10 +41,12 @@ class Prepared:
 
     @property
     def places(self) -> list[dict[str, Any]]:
-        """Of each window: its trial, where there are several, and when it is, in seconds."""
+        """Of each window: its trial, where there are several, its onset, where it has one, and when it is, in
+        seconds.
+        """
         length = _whole(self.steps.window_seconds)
         return [
-            {"index": 0, **({"trial": trial} if len(self.found) > 1 else {}), "t0": start, "t1": start + length}
+            {"index": 0, **self._place(trial, start), "t1": start + length}
             for trial, windows in enumerate(self.found)
             for start in windows.starts
         ]
@@ -47,17 +54,12 @@ class Prepared:
     def describe(self) -> dict[str, Any]:
         """The `recording` and `preprocessing` objects of an answer."""
         first, recording = self.found[0], self.recordings[0]
-        channels = first.montage.channels
-        rejected = [
-            {**({"trial": trial} if len(self.found) > 1 else {}), "t0": one.start, "reason": one.reason}
-            for trial, windows in enumerate(self.found)
-            for one in windows.rejected
-        ]
+        channels = {channel.name: channel for windows in self.found for channel in windows.montage.channels}
         return {
             "recording": {
                 "seconds": recording.seconds,
                 "sfreq": recording.rate,
-                "channels": [channel.name for channel in channels],
+                "channels": list(channels),
                 "trials": len(self.found),
                 "windows": sum(len(windows.starts) for windows in self.found),
             },
@@ -65,11 +67,40 @@ class Prepared:
                 "window_s": _whole(self.steps.window_seconds),
                 "stride_s": _whole(self.steps.stride_seconds or self.steps.window_seconds),
                 "done": list(first.done),
-                "dropped": first.dropped,
-                "rejected": rejected,
-                "positions_mm": {channel.name: list(channel.position) for channel in channels},
+                "dropped": _told([windows.dropped.items() for windows in self.found]),
+                "rejected": [
+                    {**self._place(trial, one.start), "reason": one.reason}
+                    for trial, windows in enumerate(self.found)
+                    for one in windows.rejected
+                ],
+                "warnings": self._warnings(),
+                "positions_mm": {name: list(channel.position) for name, channel in channels.items()},
             },
         }
+
+    def _place(self, trial: int, start: float) -> dict[str, Any]:
+        onset = {"onset": self.onsets[start]} if start in self.onsets else {}
+        return {**({"trial": trial} if len(self.found) > 1 else {}), **onset, "t0": start}
+
+    def _warnings(self) -> list[str]:
+        texts = _told([[(text, "") for text in windows.warnings] for windows in self.found])
+        said = [text + where for text, where in texts.items()]
+        rejected = sum(len(windows.rejected) for windows in self.found)
+        if self.onsets and rejected:
+            said.append(f"{rejected} of {rejected + len(self.places)} onsets have no answer: 'rejected' says why")
+        return said
+
+
+def _told(found: Sequence[Iterable[tuple[str, str]]]) -> dict[str, str]:
+    """First text of a pair -> second, with the trials that it is of where it is not of all."""
+    trials: dict[tuple[str, str], list[str]] = {}
+    for trial, pairs in enumerate(found):
+        for pair in pairs:
+            trials.setdefault(pair, []).append(str(trial))
+    told: dict[str, list[str]] = {}
+    for (name, text), of in trials.items():
+        told.setdefault(name, []).append(text if len(of) == len(found) else f"{text} in trial {listed(of)}")
+    return {name: "; ".join(texts) for name, texts in told.items()}
 
 
 def steps_of(asked: RecordingRequest, backbone: Backbone, deltas: Mapping[str, Delta], head: str | None) -> Steps:
@@ -117,12 +148,15 @@ def _asked(steps: Steps, asked: RecordingRequest) -> Steps:
 
 
 def prepared(recordings: Sequence[Recording], steps: Steps, onsets: Sequence[float] | None) -> Prepared:
-    """Raises InputError for what cannot be read, and where no window is left, or more than an answer may have."""
+    """Raises InputError for what cannot be read, where no window is left, or more than an answer may have, and where
+    channels that the model lists are lacking and it would read zeros.
+    """
     starts = None if onsets is None else [onset + (steps.onset_seconds or 0.0) for onset in onsets]
     found = []
     for trial, recording in enumerate(recordings):
         try:
             found.append(windows(recording, steps, starts))
+            check_coverage(steps, found[-1].montage, found[-1].dropped)
         except InputError as error:
             where = f"trial {trial}: " if len(recordings) > 1 else ""
             raise InputError(f"{where}{error.message}", param=error.param) from error
@@ -130,6 +164,19 @@ def prepared(recordings: Sequence[Recording], steps: Steps, onsets: Sequence[flo
     if count > MAX_INPUTS:
         raise InputError(f"{count} windows are more than {MAX_INPUTS}: take a longer stride", param="stride_s")
     if not count:
-        reason = next(one.reason for windows in found for one in windows.rejected)
-        raise InputError(f"no window is left: all were rejected ({reason}); 'reject': false keeps them", param="reject")
-    return Prepared(recordings, found, steps)
+        raise _none_left([one for windows in found for one in windows.rejected], recordings[0], steps)
+    asked = zip(starts or (), onsets or (), strict=True)
+    return Prepared(recordings, found, steps, {round(start * RATE) / RATE: onset for start, onset in asked})
+
+
+def _none_left(rejected: Sequence[Rejected], recording: Recording, steps: Steps) -> InputError:
+    counts = Counter(one.reason for one in rejected)
+    if set(counts) == {OUTSIDE}:
+        first = rejected[0].start
+        return InputError(
+            f"no window is left: those of all onsets are {OUTSIDE}, which has {recording.seconds:g} s; the first would "
+            f"be from {first:g} to {first + steps.window_seconds:g} s",
+            param="onsets",
+        )
+    told = ", ".join(f"{count} {why}" if len(counts) > 1 else why for why, count in counts.items())
+    return InputError(f"no window is left: all were rejected ({told}); 'reject': false keeps them", param="reject")

@@ -6,23 +6,25 @@ Knows nothing of models and of what is asked about a recording.
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import BoundedSemaphore
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request, Response
-from pydantic import Field, StrictBool
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from patchbay.engine.patience import LOOK_S, Patience
 from patchbay.errors import InputError
 from patchbay.models.neuript import edf
-from patchbay.models.neuript.recording import Recording
+from patchbay.models.neuript.recording import Recording, plain_unit
 from patchbay.models.neuript.steps import MOST_CHANNELS
 from patchbay_server.bodies import JSON, Handler, JsonRoute, content_type, with_json
 from patchbay_server.schemas import MAX_INPUTS, ModelRequest, Number
@@ -32,10 +34,25 @@ READERS = 2
 _FILE = "patchbay.recording"
 NPY_MAGIC = b"\x93NUMPY"
 MAX_REQUEST = 1 << 20  # bytes of the JSON beside a file
+# What other tools call a field -> the field.
+_MEANT = {
+    **dict.fromkeys(("sampling_rate", "sampling_frequency", "sample_rate", "srate", "fs", "rate"), "sfreq"),
+    **dict.fromkeys(("channels", "channel_names", "ch_name", "names"), "ch_names"),
+    **dict.fromkeys(("ch_pos", "ch_pos_m", "positions", "electrodes"), "ch_pos_mm"),
+    **dict.fromkeys(("data", "eeg", "x", "X", "samples", "input"), "signal"),
+    **dict.fromkeys(("line_hz", "line_noise", "notch", "powerline"), "line_freq"),
+    **dict.fromkeys(("window", "window_seconds", "window_size"), "window_s"),
+    **dict.fromkeys(("stride", "stride_seconds", "step"), "stride_s"),
+    **dict.fromkeys(("onset", "events"), "onsets"),
+    **dict.fromkeys(("units",), "unit"),
+}
 ChannelName = Annotated[str, Field(min_length=1, max_length=100)]
 Channels = Annotated[list[ChannelName], Field(min_length=1, max_length=MOST_CHANNELS)]
 Place = tuple[Number, Number, Number]
 Samples = npt.NDArray[np.float64]
+Unit = Annotated[
+    Literal["uV", "mV", "V"], BeforeValidator(lambda given: plain_unit(given) if isinstance(given, str) else given)
+]
 
 
 class RecordingRequest(ModelRequest):
@@ -46,7 +63,7 @@ class RecordingRequest(ModelRequest):
 
     signal: list[Any] | None = None
     sfreq: Annotated[Number, Field(gt=0, le=1e6)] | None = None
-    unit: Literal["uV", "mV", "V"] | None = None
+    unit: Unit | None = None
     ch_names: Channels | None = None
     ch_pos_mm: Annotated[dict[ChannelName, Place], Field(max_length=MOST_CHANNELS)] | None = None
     reference: Literal["recorded", "average"] | None = None
@@ -55,6 +72,15 @@ class RecordingRequest(ModelRequest):
     stride_s: Number | None = None
     onsets: Annotated[list[Number], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
     reject: StrictBool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_the_field(cls, given: Any) -> Any:
+        """Raises InputError for a field by the name that another tool has for it."""
+        for name in given if isinstance(given, dict) else ():
+            if name in _MEANT and name not in cls.model_fields:
+                raise InputError(f"there is no field {name!r} here: {_MEANT[name]!r} is meant perhaps", param=name)
+        return given
 
 
 class EegEmbedRequest(RecordingRequest):
@@ -123,11 +149,11 @@ def recordings_of(asked: RecordingRequest, file: bytes | None) -> list[Recording
         raise InputError("the form has a file already: leave the signal out", param="signal")
     if file.startswith(NPY_MAGIC):
         return _of_numbers(asked, _npy(file))
+    found = edf.read(file, unit=asked.unit).recording
     for name in ("sfreq", "ch_names"):
         if getattr(asked, name) is not None:
             raise InputError(f"an EDF or BDF file says it itself: leave {name!r} out", param=name)
-    found = edf.read(file, unit=asked.unit).recording
-    return [Recording(found.signal, found.rate, found.names, found.unit, asked.ch_pos_mm)]
+    return [replace(found, positions=asked.ch_pos_mm)]
 
 
 def _of_numbers(asked: RecordingRequest, signal: Samples) -> list[Recording]:
@@ -174,17 +200,35 @@ def _npy(file: bytes) -> Samples:
         raise InputError(f"this is no .npy file that can be read: {reason}", param="file") from error
 
 
+def _check_whole(asked: str) -> None:
+    """Raises InputError for JSON that ends within a text: curl's -F takes `;` for the end of the value."""
+    try:
+        json.loads(asked)
+    except json.JSONDecodeError as error:
+        if error.msg.startswith("Unterminated string"):
+            raise InputError(
+                f"'request' ends within a text, after {asked[-20:]!r}: curl's -F cuts at ';', --form-string does not",
+                param="request",
+            ) from error
+    except (ValueError, RecursionError):
+        return  # whoever reads the body says it
+
+
 async def _as_json(request: Request) -> Request:
     """Raises InputError for a form that cannot be read, or of other parts."""
     try:
-        parser = _InMemory(request.headers, request.stream(), max_files=1, max_fields=1, max_part_size=MAX_REQUEST)
+        parser = _InMemory(request.headers, request.stream(), max_files=1, max_fields=2, max_part_size=MAX_REQUEST)
         form = await parser.parse()
     except (MultiPartException, KeyError) as error:  # KeyError: it says nothing of its boundary
         raise InputError(f"the form cannot be read: {getattr(error, 'message', error)}", param="file") from error
     try:
         asked, file = form.get("request"), form.get("file")
-        if set(form) != {"request", "file"} or not isinstance(asked, str) or not isinstance(file, UploadFile):
+        if isinstance(file, str):
+            raise InputError("'file' came as text, not as a file: with curl it is -F file=@NAME", param="file")
+        names = sorted(name for name, _ in form.multi_items())
+        if names != ["file", "request"] or not isinstance(asked, str) or not isinstance(file, UploadFile):
             raise InputError("a form has two parts: 'request', JSON, and 'file', a recording", param="file")
+        _check_whole(asked)
         changed = with_json(request, asked.encode())
         changed.scope[_FILE] = await file.read()
         return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ NAMES = ["Fp1", "C3", "O1"]
 RATE = 100
 PATIENT = "Ada-Lovelace"
 NUMBERS = {"sfreq": RATE, "unit": "uV", "ch_names": NAMES}
+WIDE = ("Fp1", "Cz", "C3", "C4", "O1", "O2")
 TRAINED = {
+    "average": Steps(
+        window_seconds=1.0, reference="average", channels=("C4", "C3", "Cz", "O1"), line_hz=50.0, rejects=False
+    ),
+    "pairs": Steps(window_seconds=1.0, pairs=("Fp1-C3", "C3-Cz", "Cz-C4", "C4-O2"), rejects=False),
     "left": Steps(window_seconds=1.0, stride_seconds=0.5, channels=("C3", "O1"), rejects=False),
     "right": Steps(window_seconds=2.0, rejects=False),
 }
@@ -33,11 +39,29 @@ def rows(seconds: float = 4.0, seed: int = 0) -> np.ndarray:
     return signal(seconds, RATE, len(NAMES), seed).round(2)
 
 
-def edf_bytes(found: np.ndarray, **changes: Any) -> bytes:
+def wide_rows(seconds: float = 8.0, seed: int = 0) -> np.ndarray:
+    """Of the channels WIDE, other ones in each."""
+    return np.concatenate([signal(seconds, RATE, 2, seed + number) for number in range(3)]).round(2)
+
+
+def edf_bytes(found: np.ndarray, names: Sequence[str] = NAMES, **changes: Any) -> bytes:
     fields = {"physical_dimension": "uV", "physical_range": (-400, 400)} | changes
     stream = io.BytesIO()
-    signals = [edfio.EdfSignal(row, RATE, label=name, **fields) for row, name in zip(found, NAMES, strict=True)]
+    signals = [edfio.EdfSignal(row, RATE, label=name, **fields) for row, name in zip(found, names, strict=True)]
     edfio.Edf(signals, patient=edfio.Patient(code="X", name=PATIENT)).write(stream)
+    return stream.getvalue()
+
+
+def mixed_edf(*, label: Sequence[str], sampling_frequency: Sequence[int]) -> bytes:
+    """Of channels with rates of their own."""
+    stream, found = io.BytesIO(), wide_rows(4.0)
+    made = zip(found, label, sampling_frequency, strict=False)
+    edfio.Edf(
+        [
+            edfio.EdfSignal(row[: 4 * rate], rate, label=name, physical_dimension="uV", physical_range=(-400, 400))
+            for row, name, rate in made
+        ]
+    ).write(stream)
     return stream.getvalue()
 
 

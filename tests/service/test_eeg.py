@@ -22,19 +22,22 @@ from tests.service.eeg import (
     PATIENT,
     RATE,
     TRAINED,
+    WIDE,
     ask,
     classifier,
     edf_bytes,
     encoder,
+    mixed_edf,
     npy_bytes,
     rows,
     send,
+    wide_rows,
 )
 from tests.service.serving import Serve, Served, assert_error, ok, serving
 
 from patchbay.backbone import Backbone
 from patchbay.compress.reconstruct import reconstruct
-from patchbay.models.neuript import NeurIPTForEEGClassification, NeurIPTModel
+from patchbay.models.neuript import NeurIPTForEEGClassification, NeurIPTModel, as_braindecode, edf
 from patchbay.models.neuript.preprocess import windows
 from patchbay.models.neuript.recording import Recording
 from patchbay.models.neuript.steps import Steps
@@ -103,7 +106,7 @@ def test_what_was_done_is_said(served: Served) -> None:
     assert told["done"] == [
         "to microvolts from uV",
         "band-pass 0.1 to 30 Hz (Butterworth, order 4, both ways)",
-        "referenced to the average of all channels",
+        "referenced to the average of 3 channels",
         "resampled from 100 to 64 Hz",
         "A-law companded (A = 0.25)",
     ], "no notch where the rate is too low for the mains"
@@ -142,7 +145,10 @@ def test_trials_are_recordings_of_their_own(served: Served) -> None:
 def test_windows_at_events(served: Served, folders: dict[str, Path]) -> None:
     body = ok(ask(served, model="right", onsets=[1.5, 0.25, 3.9]))
     assert [row["t0"] for row in body["data"]] == [1.5, 0.25]
-    assert body["preprocessing"]["rejected"] == [{"t0": 3.90625, "reason": "not within the recording"}]
+    assert [row["onset"] for row in body["data"]] == [1.5, 0.25]
+    rejected = {"onset": 3.9, "t0": 3.90625, "reason": "not within the recording"}
+    assert body["preprocessing"]["rejected"] == [rejected]
+    assert body["preprocessing"]["warnings"] == ["1 of 3 onsets have no answer: 'rejected' says why"]
     wanted = expected(folders["right whole"], rows(), TRAINED["right"], [1.5, 0.25])
     torch.testing.assert_close(probabilities(body), wanted, atol=1e-5, rtol=0)
 
@@ -256,9 +262,40 @@ WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "another reference": ({"reference": "ears"}, "reference", "'recorded' or 'average'"),
     "the mains at 500": ({"line_freq": 500}, "line_freq", "less than or equal to 70"),
     "onsets in words": ({"onsets": ["soon"]}, "onsets.0", "valid number"),
-    "onsets that are over": ({"onsets": [99.0]}, "reject", "not within the recording"),
+    "onsets that are over": ({"onsets": [99.0]}, "onsets", "not within the recording, which has 4 s; the first would"),
     "all too loud": ({"signal": (rows() * 9).tolist(), "reject": True}, "reject", "(over 100 uV)"),
     "a position in two numbers": ({"ch_pos_mm": {"E7": [1, 2]}}, "ch_pos_mm.2", "Field required"),
+    "positions in metres": ({"ch_pos_mm": {"O1": [-0.03, -0.11, 0.01]}}, "ch_pos_mm", "in metres it would be"),
+    "a position of no channel": ({"ch_pos_mm": {"o1": [-30, -110, 10]}}, "ch_pos_mm", "no channel is called so"),
+    "a channel twice, and a list": (
+        {"ch_names": ["O1", "C3", "C3"], "model": "left"},
+        "ch_names",
+        "channel 'C3' is there twice",
+    ),
+    "a misspelt channel, and a list": (
+        {"ch_names": ["Fp1", "C3", "O11"], "model": "left"},
+        "ch_names",
+        "channel 'O11' is unknown, and O1, which the model reads, is not recorded",
+    ),
+    "a channel of the list is missing": (
+        {"ch_names": ["Fp1", "C3", "P3"], "model": "left"},
+        "ch_names",
+        "without O1 (not recorded) nothing is left",
+    ),
+    "a channel of the list is dead": (
+        {"signal": [*rows()[:2].tolist(), [7.0] * 400], "model": "left"},
+        "ch_names",
+        "without O1 (flat) nothing is left",
+    ),
+    "none of the list": (
+        {"ch_names": ["Fp1", "F3", "F4"], "model": "left"},
+        "ch_names",
+        "C3, O1 is recorded, and no others are read: Fp1, F3, F4 are",
+    ),
+    "turned": ({"signal": rows().T.tolist()}, "ch_names", "seems to be turned: transpose it"),
+    "one sample": ({"signal": rows()[:, :1].tolist()}, "window_s", "the recording has 0.01 s and a window 2"),
+    "a rate by another name": ({"sampling_rate": 100}, "sampling_rate", "'sfreq' is meant"),
+    "channels by another name": ({"channels": NAMES}, "channels", "'ch_names' is meant"),
     "a field of nobody's": ({"montage": "10-20"}, "montage", "Extra inputs are not permitted"),
 }
 
@@ -275,12 +312,79 @@ def test_what_is_wrong_is_said(served: Served, what: str) -> None:
     assert "Traceback" not in error["message"] and len(error["message"]) < 400
 
 
+def test_the_signs_of_micro(served: Served) -> None:
+    plain = probabilities(ok(ask(served, model="left")))
+    for unit in ("\u00b5V", "\u03bcV"):
+        torch.testing.assert_close(probabilities(ok(ask(served, model="left", unit=unit))), plain)
+
+
+def test_channels_that_are_left_out_are_said(served: Served) -> None:
+    """A dead one among others of its lobe, in a list and without one, in a trial and in all."""
+    dead = wide_rows()
+    dead[WIDE.index("Cz")] = 3
+    asked = {"sfreq": RATE, "unit": "uV", "ch_names": list(WIDE)}
+    told = ok(ask(served, model="average", signal=dead.tolist(), **asked))["preprocessing"]
+    assert told["dropped"]["Cz"] == "flat" and "referenced to the average of 3 channels" in told["done"]
+    assert told["warnings"] == ["of the 4 channels that the model was trained on it reads 3: without Cz (flat)"]
+    told = ok(ask(served, model="right", signal=dead.tolist(), **asked))["preprocessing"]
+    assert told["dropped"] == {"Cz": "flat"} and told["warnings"] == ["Cz is left out: flat"]
+    trials = [wide_rows().tolist(), dead.tolist(), wide_rows(seed=9).tolist()]
+    body = ok(ask(served, model="right", signal=trials, **asked))
+    assert body["preprocessing"]["dropped"] == {"Cz": "flat in trial 1"}
+    assert body["preprocessing"]["warnings"] == ["Cz is left out: flat in trial 1"]
+    assert set(body["recording"]["channels"]) == set(WIDE)
+    assert not ok(ask(served, model="left"))["preprocessing"]["warnings"]
+
+
+def test_what_a_file_has_beside_is_said(served: Served) -> None:
+    """A file that was cut off, another unit, what is no EEG and what has another rate."""
+    whole = edf_bytes(rows())
+    told = ok(send(served, whole[: -2 * 2 * 3 * RATE - 5], model="left", window_s=0.5))["preprocessing"]
+    assert "it has 1 of the 4 s that its header says" in told["warnings"][0]
+    told = ok(send(served, edf_bytes(rows(), physical_dimension="Ohm"), model="left", unit="uV"))["preprocessing"]
+    assert told["done"][0] == "to microvolts from uV" and "and not in 'Ohm'" in told["warnings"][0]
+    others = {"sampling_frequency": (RATE, RATE, 50, 50), "label": ("C3", "O1", "Cz", "ECG")}
+    told = ok(send(served, mixed_edf(**others), model="left"))["preprocessing"]
+    assert told["dropped"] == {"Cz": "recorded at 50 Hz", "ECG": "no EEG by its name"}
+    slow = mixed_edf(**others | {"label": ("C3", "C4", "O1", "Cz")})
+    message = assert_error(send(served, slow, model="left"), 422, "invalid_input", "ch_names")
+    assert "without O1 (recorded at 50 Hz)" in message
+
+
+def test_a_unit_that_is_not_the_files(served: Served) -> None:
+    """It is the one that is wrong, and named."""
+    message = assert_error(send(served, edf_bytes(rows()), model="left", unit="V"), 422, "invalid_input", "unit")
+    assert "where the unit is 'V'" in message and "as 'uV' it would be EEG" in message
+
+
+@pytest.mark.parametrize("name", ["average", "pairs"])
+def test_as_braindecode_has_the_servers_answers(served: Served, folders: dict[str, Path], name: str) -> None:
+    """On one recording, of which the module is given what it reads in an order of its own."""
+    steps, found = TRAINED[name], wide_rows()
+    body = ok(send(served, edf_bytes(found, WIDE), model=name))
+    read = body["recording"]["channels"]
+    assert len(read) == 4 and len(body["data"]) == 8
+    model = NeurIPTForEEGClassification.from_pretrained(folders[f"{name} whole"]).eval()
+    picked = [channel for channel in WIDE if channel in str(steps.channels or steps.pairs)]
+    info = [{"ch_name": f"EEG {channel}-REF", "loc": [np.nan] * 12} for channel in picked]
+    module = as_braindecode(model, chs_info=info, sfreq=64, input_window_seconds=steps.window_seconds)
+    written = edf.read(edf_bytes(found, WIDE)).recording
+    raw = 1e-6 * written.signal[[WIDE.index(channel) for channel in picked]]
+    cut = module.prepared(raw, RATE).reshape(len(picked), -1, module.n_times).swapaxes(0, 1)
+    with torch.inference_mode():
+        wanted = torch.softmax(module(torch.from_numpy(cut).float()), 1)
+    torch.testing.assert_close(probabilities(body), wanted, atol=1e-5, rtol=0)
+
+
 FILES: dict[str, tuple[bytes, dict[str, Any], str | None, str]] = {
     "nothing": (b"", {}, "file", "this is no EDF or BDF file"),
     "a text": (b"hello", {}, "file", "this is no EDF or BDF file"),
     "a header alone": (edf_bytes(rows())[:256], {}, "file", "this is no EDF or BDF file"),
     "a header cut off": (edf_bytes(rows())[:300], {}, "file", "this is no EDF or BDF file"),
     "a pickle": (b"\x80\x04K\x01.", {}, "file", "this is no EDF or BDF file"),
+    "a picture": (b"\x89PNG\r\n\x1a\n", {}, "file", "but a PNG picture"),
+    "a .mat file": (b"MATLAB 5.0 MAT-file", {}, "file", "scipy.io.loadmat"),
+    "an npz with all of it": (b"PK\x03\x04....", NUMBERS, "file", "np.load('x.npz')"),
     "an EDF with a rate": (edf_bytes(rows()), {"sfreq": 100}, "sfreq", "leave 'sfreq' out"),
     "an EDF with names": (edf_bytes(rows()), {"ch_names": NAMES}, "ch_names", "leave 'ch_names' out"),
     "an EDF and a signal": (edf_bytes(rows()), {"signal": [[1.0]]}, "signal", "leave the signal out"),
@@ -314,6 +418,18 @@ def test_forms_of_other_parts(served: Served) -> None:
     for parts in ({"file": file}, {"request": asked}, {"request": asked, "edf": file}, {"request": file, "file": file}):
         answer = served.client.post("/v1/eeg/classify", files=parts)
         assert_error(answer, 422, "invalid_input", "file")
+    texts = {"request": asked, "file": (None, "x.edf")}
+    answer = served.client.post("/v1/eeg/classify", files=texts)
+    assert "with curl it is -F file=@NAME" in assert_error(answer, 422, "invalid_input", "file")
+    doubled = [("request", asked), ("request", asked), ("file", file)]
+    assert_error(served.client.post("/v1/eeg/classify", files=doubled), 422, "invalid_input", "file")
+    cut = {"request": (None, '{"model": "ties(left, right'), "file": file}
+    answer = served.client.post("/v1/eeg/classify", files=cut)
+    assert "-F cuts at ';'" in assert_error(answer, 422, "invalid_input", "request")
+    nonsense = {"request": (None, "{nonsense"), "file": file}
+    assert "the body is not JSON" in assert_error(
+        served.client.post("/v1/eeg/classify", files=nonsense), 422, "invalid_request"
+    )
     broken = served.client.post(
         "/v1/eeg/classify", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
     )

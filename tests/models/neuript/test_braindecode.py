@@ -249,9 +249,77 @@ def test_what_does_not_fit(given: dict[str, Any], text: str) -> None:
 
 
 def test_the_band_is_the_one_that_the_model_was_tuned_with() -> None:
-    model = build(preprocessing=Steps(band_hz=(0.5, 25.0)).to_config())
-    with pytest.raises(InputError, match=r"raw\.filter\(0\.5, 25,"):
+    model = build(preprocessing=Steps(band_hz=(0.5, 25.0), line_hz=60.0).to_config())
+    with pytest.raises(InputError, match=r"raw\.filter\(0\.5, 25, method='iir'\)\.notch_filter\(60, method='iir'\)"):
         as_braindecode(model, chs_info=channels(*NAMES), sfreq=128, n_times=64)
+
+
+LISTED = Steps(window_seconds=1.0, channels=("O1", "C4", "C3", "Cz"), reference="average", line_hz=50.0, rejects=False)
+IN_PAIRS = Steps(window_seconds=1.0, pairs=("Fp1-C3", "C3-O1", "Cz-C4"), reference="average", rejects=False)
+
+
+@pytest.mark.parametrize(("steps", "names"), [(LISTED, ("C3", "Cz", "C4", "O1")), (IN_PAIRS, NAMES), (PLAIN, NAMES)])
+def test_the_config_is_done_to_windows(steps: Steps, names: tuple[str, ...]) -> None:
+    """As to any recording: order, reference, pairs, the mains and the rate, whatever MNE has of the recording."""
+    whole = recording(20.0, 250.0)
+    made = windows(whole, steps)
+    module = as_braindecode(
+        build(preprocessing=steps.to_config()), chs_info=channels(*names), sfreq=64, n_times=made.signal.shape[2]
+    )
+    rows = [whole.names.index(name) for name in names]
+    prepared = module.prepared(whole.signal[rows] * 1e-6, 250.0)
+    cut = np.stack([prepared[:, round(64 * at) :][:, : module.n_times] for at in made.starts])
+    count = len(cut)
+    at, lobes = made.montage.positions.expand(count, -1, -1), made.montage.lobes.expand(count, -1, -1)
+    with torch.inference_mode():
+        expected = module.model(made.signal, at, lobes).logits
+        found = module(torch.from_numpy(cut).float())
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_more_channels_than_the_model_reads() -> None:
+    model = build(preprocessing=LISTED.to_config())
+    with pytest.raises(InputError, match=r"of these 7 channels the model reads O1, C4, C3, Cz, and not Fp1, Fp2, O2"):
+        as_braindecode(model, chs_info=channels(*NAMES), sfreq=64, n_times=64)
+    with pytest.raises(InputError, match=r"raw\.pick\(\['O1', 'C4', 'C3', 'Cz'\]\)") as caught:
+        as_braindecode(model, chs_info=channels(*NAMES), sfreq=64, n_times=64)
+    assert caught.value.param == "chs_info"
+
+
+def test_fewer_channels_than_the_model_reads() -> None:
+    model = build(preprocessing=LISTED.to_config())
+    with pytest.warns(UserWarning, match=r"of the 4 channels .* it reads 3: without Cz \(not recorded\)"):
+        as_braindecode(model, chs_info=channels("O1", "C4", "C3"), sfreq=64, n_times=64)
+    with pytest.raises(InputError, match=r"without O1 \(not recorded\) nothing is left"):
+        as_braindecode(model, chs_info=channels("C3", "Cz", "C4"), sfreq=64, n_times=64)
+    with pytest.raises(InputError, match="none of the channels O1, C4, C3, Cz is recorded"):
+        as_braindecode(model, chs_info=channels("F3", "F4"), sfreq=64, n_times=64)
+
+
+def test_a_dead_channel() -> None:
+    """The server leaves it out; a module has as many channels as it was made with."""
+    adapter, x = wrapped(num_labels=3), volts()
+    x[:, 2] = 0
+    with torch.inference_mode(), pytest.warns(UserWarning, match="C3: flat in every window"):
+        adapter(x)
+    whole = recording()
+    whole.signal[2] = 3
+    with pytest.raises(InputError, match="C3: flat; leave it out"):
+        adapter.prepared(whole.signal * 1e-6, 160.0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "rate", "count", "text"),
+    [
+        (1.0, 160.0, 7, "as 'uV' it would be EEG"),
+        (1e-6, 30.0, 7, "below 40"),
+        (1e-6, 160.0, 6, "6 channels have 7 names"),
+        (np.nan, 160.0, 7, "has NaN"),
+    ],
+)
+def test_recordings_that_are_none(factor: float, rate: float, count: int, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        wrapped().prepared(recording().signal[:count] * factor, rate)
 
 
 @pytest.mark.parametrize("shape", [(7, 64), (2, 6, 64), (2, 64, 7), (2, 7, 0), (0, 7, 64), (2, 1, 7, 64)])

@@ -12,6 +12,7 @@ import pytest
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.edf import read
+from patchbay.models.neuript.recording import checked
 
 RATE, SECONDS = 160, 4
 
@@ -38,7 +39,7 @@ def test_channels_and_events(tmp_path: Path) -> None:
         assert found.recording.unit == "uV" and found.recording.seconds == SECONDS
         np.testing.assert_allclose(found.recording.signal, [each.data for each in made[:2]])
         assert [(e.onset, e.duration, e.text) for e in found.events] == [(0.5, 4.1, "T1"), (2.0, None, "blink")]
-        assert found.dropped == {"ECG": "no EEG by its name"}
+        assert found.recording.dropped == {"ECG": "no EEG by its name"}
         assert "Somebody" not in repr(found)
 
 
@@ -51,13 +52,26 @@ def test_bdf() -> None:
 @pytest.mark.parametrize(("unit", "factor"), [("uV", 1), ("mV", 1e3), ("V", 1e6), ("UV", 1)])
 def test_units(unit: str, factor: float) -> None:
     made = signal("Cz", unit=unit)
-    np.testing.assert_allclose(read(written(made)).recording.signal, [factor * made.data])
+    found = read(written(made)).recording
+    assert found.unit == {"UV": "uV"}.get(unit, unit)
+    np.testing.assert_allclose(checked(found).signal, [factor * made.data])
 
 
-def test_the_sign_of_micro_in_latin_1() -> None:
+def test_several_units() -> None:
+    made = [signal("Cz", unit="mV"), signal("C3", unit="uV")]
+    found = read(written(*made)).recording
+    assert found.unit == "uV" and not found.notes
+    np.testing.assert_allclose(found.signal, [1e3 * made[0].data, made[1].data])
+
+
+@pytest.mark.parametrize(("sign", "encoding"), [("\u00b5", "latin-1"), ("\u00b5", "utf-8"), ("\u03bc", "utf-8")])
+def test_the_sign_of_micro(sign: str, encoding: str) -> None:
+    """There are two of it, of which Latin-1 has one."""
     made = signal("Cz", unit="xV")
-    data = written(made).replace(b"xV      ", "µV      ".encode("latin-1"), 1)
-    np.testing.assert_allclose(read(data).recording.signal, [made.data])
+    data = written(made).replace(b"xV      ", f"{sign}V".encode(encoding).ljust(8), 1)
+    found = read(data).recording
+    assert found.unit == "uV"
+    np.testing.assert_allclose(found.signal, [made.data])
 
 
 def test_a_unit_that_is_no_voltage() -> None:
@@ -65,19 +79,34 @@ def test_a_unit_that_is_no_voltage() -> None:
     with pytest.raises(InputError, match=r"channel 'Cz' is in '\.V' by its file") as caught:
         read(written(made))
     assert caught.value.param == "unit"
-    np.testing.assert_allclose(read(written(made), unit="mV").recording.signal, [1e3 * made.data])
+    found = read(written(made), unit="mV").recording
+    assert found.unit == "mV" and found.notes == (
+        "channels were taken to be in mV, as the request says, and not in '.V', as the file does",
+    )
+    np.testing.assert_allclose(found.signal, [made.data])
+
+
+@pytest.mark.parametrize(("own", "given", "is_noted"), [("uV", "uV", False), ("uV", None, False), ("uV", "mV", True)])
+def test_a_unit_beside_the_files_own(own: str, given: str | None, is_noted: bool) -> None:
+    found = read(written(signal("Cz", unit=own), signal("C3", unit=own)), unit=given).recording
+    assert found.unit == (given or own) and bool(found.notes) is is_noted
 
 
 def test_channels_at_another_rate() -> None:
     found = read(written(signal("C3"), signal("C4"), signal("Cz", rate=100), signal("SpO2", rate=1)))
     assert found.recording.names == ("C3", "C4")
-    assert found.dropped == {"SpO2": "no EEG by its name", "Cz": "recorded at 100 Hz"}
+    assert found.recording.dropped == {"SpO2": "no EEG by its name", "Cz": "recorded at 100 Hz"}
 
 
 def test_a_file_that_was_cut_off() -> None:
     data = written(signal("Cz"))
-    found = read(data[: -RATE * 2 - 7])
-    assert found.recording.signal.shape[1] < RATE * SECONDS
+    assert not read(data).recording.notes
+    found = read(data[: -RATE * 2 - 7]).recording
+    assert found.signal.shape[1] < RATE * SECONDS
+    assert found.notes == ("the file was cut off: it has 2 of the 4 s that its header says, and those were read",)
+    unknown = bytearray(data)
+    unknown[236:244] = b"-1      "
+    assert not read(bytes(unknown)).recording.notes, "a file that is still written says nothing of its end"
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,19 @@ def test_a_channel_that_never_comes_back_to_zero() -> None:
         ({"signal": np.zeros((7, 2000))}, "signal", "the recording is flat"),
         ({"signal": np.zeros((7, 0))}, "signal", r"not the shape \[7, 0\]"),
         ({"signal": np.zeros(7)}, "signal", r"not the shape \[7\]"),
+        ({"signal": np.zeros((2000, 7))}, "ch_names", "2000 channels have 7 names.*seems to be turned: transpose it"),
+        ({"signal": np.zeros((2000, 9))}, "ch_names", "2000 channels have 7 names.*seems to be turned: transpose it"),
+        ({"signal": np.ones((7, 1))}, "window_s", "has 0.00625 s and a window 4.*has 7 channels of 1 samples"),
+        (
+            {"signal": np.ones((7, 9))},
+            "window_s",
+            "has 0.0563 s and a window 4: send more, or .* windows$",
+        ),
+        ({"positions": {"Q9": (0.0, 50.0, 80.0)}}, "ch_pos_mm", "given for 'Q9', and no channel is called so: .* Fp1"),
+        ({"positions": {"Cz": (0.0, -0.009, 0.1)}}, "ch_pos_mm", "in metres it would be; multiply by 1000"),
+        ({"positions": {"Cz": (0.0, -0.9, 10.0)}}, "ch_pos_mm", "in centimetres it would be; multiply by 10"),
+        ({"positions": {"Cz": (0.0, -900.0, 1e4)}}, "ch_pos_mm", "'Cz' is 1e\\+04 mm from the head's middle"),
+        ({"positions": {"Cz": (0.0, 0.0, 0.0)}}, "ch_pos_mm", "'Cz' is 0 mm from the head's middle"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -164,6 +177,22 @@ def test_refusals(changes: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         windows(replace(recording(), **changes))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("unit", ["\u00b5V", "\u03bcV", " uV "])
+def test_the_signs_of_micro(unit: str) -> None:
+    found = windows(replace(recording(), unit=unit), PLAIN)
+    assert torch.equal(found.signal, windows(recording(), PLAIN).signal)
+
+
+def test_places_of_what_was_left_out_already() -> None:
+    """A file's reader dropped it; whoever sends places of all its channels is right."""
+    made = recording(positions={"ECG": (0.0, 50.0, 80.0)}, dropped={"ECG": "no EEG by its name"})
+    assert windows(made, PLAIN).dropped == {"ECG": "no EEG by its name"}
+
+
+def test_notes_are_handed_on() -> None:
+    assert windows(recording(notes=("the file was cut off",)), PLAIN).warnings == ("the file was cut off",)
 
 
 def test_volts_that_were_called_microvolts() -> None:

@@ -1,6 +1,7 @@
 """NeurIPT in the manner of braindecode's models: windows in volts in, logits out, channels as MNE describes them.
 
-Knows nothing of braindecode itself, of filters and of files.
+What the model's config says of channels is done to every window, what it says of time to a recording before it is cut.
+Knows nothing of braindecode itself and of files.
 """
 
 from __future__ import annotations
@@ -10,14 +11,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from patchbay.errors import InputError
+from patchbay.models.neuript.channels import (
+    Dropped,
+    check_coverage,
+    chosen,
+    derived,
+    lacking,
+    placed,
+    shown_lacking,
+    without_flat,
+)
 from patchbay.models.neuript.classification import NeurIPTForEEGClassification
 from patchbay.models.neuript.companding import compand
 from patchbay.models.neuript.montage import Montage, Position, electrodes_of
-from patchbay.models.neuript.recording import MICROVOLTS, PLAUSIBLE_UV, is_eeg
+from patchbay.models.neuript.preprocess import filtered, resampled
+from patchbay.models.neuript.recording import (
+    DEAD_UV,
+    MICROVOLTS,
+    PLAUSIBLE_UV,
+    Recording,
+    check_unit,
+    checked,
+    is_eeg,
+    listed,
+)
 from patchbay.models.neuript.steps import RATE, Steps
 
 UV_PER_VOLT = MICROVOLTS["V"]
@@ -33,15 +55,20 @@ ChsInfo = Sequence[Mapping[str, Any]]
 
 
 class BraindecodeModel(nn.Module):
-    """Its parameters are those of `model`, which is not copied: `model.save_pretrained` writes the ordinary folder."""
+    """Its parameters are those of `model`, which is not copied: `model.save_pretrained` writes the ordinary folder.
+
+    `steps`: what the model's config says of its input.
+    """
 
     def __init__(self, model: NeurIPTForEEGClassification, chs_info: ChsInfo, n_times: int) -> None:
         super().__init__()
         self.model = model
         self.chs_info = list(chs_info)
         self.n_times = n_times
-        montage = montage_of(chs_info)
+        self.steps = Steps.of(model.config.preprocessing or {})
+        mixing, montage = _read(chs_info, self.steps)
         # Not buffers: `bfloat16()` would round millimetres.
+        self._mixing = torch.from_numpy(mixing).float()
         self._positions, self._lobes = montage.positions, montage.lobes
 
     @property
@@ -71,14 +98,31 @@ class BraindecodeModel(nn.Module):
         """Of `x` [B, n_chans, T] in volts, T being n_times or any other length: logits [B, n_outputs], or
         {"features": [B, levels * 5 * width], what the head reads, "cls_token": None}.
 
-        Raises InputError for another shape; warns where x cannot be in volts.
+        Raises InputError for another shape; warns where x cannot be in volts, and of a channel that is flat.
         """
-        signal = compand(self._checked(x).float() * UV_PER_VOLT)
+        signal = compand(self._mixing.to(x.device) @ self._checked(x).float() * UV_PER_VOLT)
         positions, lobes = (each.to(x.device).expand(len(x), -1, -1) for each in (self._positions, self._lobes))
         if not return_features:
             return self.model(signal, positions, lobes).logits
         levels = self.model.neuript(signal, positions).hidden_states
         return {"features": self.model.features(levels, lobes), "cls_token": None}
+
+    def prepared(self, recording: npt.ArrayLike, sfreq: float) -> npt.NDArray[np.float64]:
+        """A whole recording [n_chans, samples] in volts at `sfreq` -> [n_chans, samples] in volts at 64 Hz, to be cut
+        into windows: filtered as the model's config says and the server does.
+
+        Raises InputError for another number of channels, for a rate below 40 Hz, for NaN, for what is not in volts, and
+        for a channel that is flat, which the server leaves out of the answer.
+        """
+        names = tuple(channel["ch_name"] for channel in self.chs_info)
+        given = checked(Recording(np.asarray(recording, np.float64), sfreq, names, "V"))
+        found, dropped = filtered(given.signal, sfreq, self.steps, []), Dropped()
+        check_unit(found, names, "V")
+        without_flat(found, names, dropped)
+        if dropped:
+            text = f"{listed(list(dropped))}: flat; leave it out, with raw.drop_channels, of chs_info too"
+            raise InputError(text, param="recording")
+        return resampled(found, sfreq, []) / UV_PER_VOLT
 
     def reset_head(self, n_outputs: int) -> None:
         """A new head of the same kind, with random weights; names and priors of the old classes are forgotten.
@@ -101,11 +145,20 @@ class BraindecodeModel(nn.Module):
         if x.ndim != 3 or x.shape[1] != self.n_chans or not x.numel():
             wanted = f"[batch, {self.n_chans}, {self.n_times}]"
             raise InputError(f"x has the shape {list(x.shape)}, and is to have {wanted}", param="x")
-        typical = 0.0 if torch.compiler.is_compiling() else float(x.detach().float().abs().median())
+        if not torch.compiler.is_compiling():
+            self._warn(x.detach().float())
+        return x
+
+    def _warn(self, x: torch.Tensor) -> None:
+        typical = float(x.abs().median())
         if typical > LOUDEST_V:
             text = f"x is typically {typical:.3g} V, which no EEG is: give volts, as MNE does (1 uV is 1e-6)"
-            warnings.warn(text, stacklevel=3)
-        return x
+            warnings.warn(text, stacklevel=4)
+        flat = ((x.amax((0, 2)) - x.amin((0, 2))) * UV_PER_VOLT < DEAD_UV).tolist()
+        if any(flat) and not all(flat) and x.shape[2] > 1:
+            names = listed([one["ch_name"] for one, is_flat in zip(self.chs_info, flat, strict=True) if is_flat])
+            text = f"{names}: flat in every window, and read as if recorded: leave it out of chs_info and x"
+            warnings.warn(text, stacklevel=4)
 
 
 def as_braindecode(
@@ -118,21 +171,26 @@ def as_braindecode(
 ) -> BraindecodeModel:
     """`model` as braindecode's loops call theirs: x [B, n_chans, n_times] in volts, as MNE has it, at `sfreq`.
 
-    Windows are scaled to microvolts and companded, and nothing else: a window that is filtered alone differs from the
-    same stretch of a filtered recording. So recordings are filtered and resampled to 64 Hz before they are cut, with
-    MNE's raw.filter(.1, 30, method="iir").resample(64, method="polyphase"), which is what `windows` does to hundredths
-    of a microvolt. What the config has under `preprocessing` of references, pairs and the mains is done to them too.
-    In training, braindecode's losses leave out the one that balances the experts.
+    Windows are put into the model's order of channels, referenced and made into pairs as its config says under
+    `preprocessing`, scaled to microvolts and companded. What takes time to settle is done before recordings are cut,
+    since a window that is filtered alone differs from the same stretch of a filtered recording: `prepared` of what is
+    returned does it, to the same numbers as the server; MNE's raw.filter(.1, 30, method="iir").resample(64,
+    method="polyphase"), with a notch_filter before it where the config has the mains, does to hundredths of a
+    microvolt. In training, braindecode's losses leave out the one that balances the experts.
 
     `chs_info`: MNE's info["chs"], of which `ch_name` says where a channel is, or, where the 10-05 system has no such
-    name, `loc`. Of `n_times` and `input_window_seconds` one is enough. Raises InputError for another rate, for two
-    lengths that differ, for a channel that is no EEG and for one without a place.
+    name, `loc`. Of `n_times` and `input_window_seconds` one is enough. Warns where channels are lacking that the model
+    was trained on. Raises InputError for another rate, for two lengths that differ, for a channel that is no EEG, for
+    one without a place, for one that the model does not read, and where all of a lobe are lacking that it reads.
     """
     if sfreq != RATE:
-        low, high = Steps.of(model.config.preprocessing or {}).band_hz
+        steps = Steps.of(model.config.preprocessing or {})
+        low, high = steps.band_hz
+        notch = "" if steps.line_hz is None else f".notch_filter({steps.line_hz:g}, method='iir')"
         raise InputError(
-            f"the model reads {RATE} Hz, and sfreq is {sfreq:g}: resample the recordings first, with MNE's "
-            f"raw.filter({low:g}, {high:g}, method='iir').resample({RATE}, method='polyphase')",
+            f"the model reads {RATE} Hz, and sfreq is {sfreq:g}: resample the recordings first, by the module's "
+            "prepared(raw.get_data(), raw.info['sfreq']), or with MNE's "
+            f"raw.filter({low:g}, {high:g}, method='iir'){notch}.resample({RATE}, method='polyphase')",
             param="sfreq",
         )
     return BraindecodeModel(model, chs_info, _length(n_times, input_window_seconds))
@@ -140,6 +198,32 @@ def as_braindecode(
 
 def montage_of(chs_info: ChsInfo) -> Montage:
     """Of MNE's channels. Raises InputError, with the channel's name."""
+    return Montage.of([channel["ch_name"] for channel in chs_info], _own_places(chs_info))
+
+
+def _read(chs_info: ChsInfo, steps: Steps) -> tuple[npt.NDArray[np.float64], Montage]:
+    """The matrix [read, n_chans] that makes of the channels those that the model reads, and where these are."""
+    own, dropped = _own_places(chs_info), Dropped()
+    names = [channel["ch_name"] for channel in chs_info]
+    rows, kept = chosen(np.eye(len(names)), names, own, steps, dropped)
+    others = [name for name in names if name not in kept]
+    if others:
+        raise InputError(
+            f"of these {len(names)} channels the model reads {listed(kept)}, and not {listed(others)}: pick those, "
+            f"raw.pick({kept})",
+            param="chs_info",
+        )
+    mixing, made = derived(rows, kept, steps, dropped, [])
+    montage = placed(made, own)
+    check_coverage(steps, montage, dropped)
+    missing = lacking(steps, montage, dropped)
+    if missing:
+        warnings.warn(shown_lacking(steps, missing), stacklevel=4)
+    return mixing, montage
+
+
+def _own_places(chs_info: ChsInfo) -> dict[str, Position]:
+    """Of channels whose names the system lacks."""
     if not chs_info:
         raise InputError("there is no channel: give MNE's info['chs']", param="chs_info")
     own: dict[str, Position] = {}
@@ -151,7 +235,7 @@ def montage_of(chs_info: ChsInfo) -> Montage:
             raise InputError(f"channel {name!r} is no EEG by its name: leave it out, with raw.pick", param="chs_info")
         if electrodes_of(name) is None:
             own[name] = _place(name, channel.get("loc"))
-    return Montage.of([channel["ch_name"] for channel in chs_info], own)
+    return own
 
 
 def _place(name: str, loc: Any) -> Position:

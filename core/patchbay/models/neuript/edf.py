@@ -5,7 +5,6 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,11 @@ import numpy as np
 from edfio import read_bdf, read_edf
 
 from patchbay.errors import InputError
-from patchbay.models.neuript.recording import MICROVOLTS, Recording, is_eeg
+from patchbay.models.neuript.recording import MICROVOLTS, Recording, is_eeg, plain_unit
+from patchbay.models.neuript.signatures import SIGNATURE_BYTES, what_it_is
 
 BDF_MAGIC = b"\xffBIOSEMI"
+_RECORDS = slice(236, 244)  # of the header: how many there are, -1 while it was being written
 _DIMENSIONS: Mapping[str, str] = {"uv": "uV", "microvolt": "uV", "microvolts": "uV", "mv": "mV", "v": "V"}
 
 
@@ -34,49 +35,81 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EdfFile:
-    """`recording` is in microvolts. `dropped`: channel -> why it is not in it."""
+    """`recording` is in its channels' unit, or in microvolts where they have several."""
 
     recording: Recording
     events: tuple[Event, ...]
-    dropped: Mapping[str, str]
 
 
 def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
-    """`unit` is what channels are in, whatever the file says of them.
+    """`unit` is what channels are in, whatever the file says of them. What is there of a file that was cut off is read,
+    and the recording's notes say so, and that the file says another unit.
 
     Raises InputError for what is no EDF or BDF file, for one with gaps (EDF+D), and for a unit that is no voltage.
     """
+    head: bytes | None = None
     try:
+        head = _head(source)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files that were cut off: what is there is read
-            found = _opened(source)
+            warnings.simplefilter("ignore")  # of what was cut off, which is a note
+            found = _opened(source, head)
             signals, events = found.signals, found.annotations
-            has_gaps = not found.is_continuous
+            has_gaps, cut_off = not found.is_continuous, _cut_off(head, found)
             channels = {signal.label: np.array(signal.data) for signal in _distinct(signals)}
     except InputError:
         raise
     except Exception as error:  # whatever a header's bytes provoke in the parser
-        reason = str(error).partition("\n")[0][:200]
-        raise InputError(f"this is no EDF or BDF file that can be read: {reason}", param="file") from error
+        known = None if head is None else what_it_is(head)
+        reason = known or f"that can be read: {str(error).partition(chr(10))[0][:200]}"
+        raise InputError(f"this is no EDF or BDF file {reason}", param="file") from error
     if has_gaps:
         raise InputError("the recording has gaps (EDF+D): send its pieces one by one", param="file")
     kept, dropped = _one_rate(signals)
     if not kept:
         raise InputError("the file has no channel that is EEG by its name", param="file")
-    rows = [channels[signal.label] * MICROVOLTS[unit or _unit(signal)] for signal in kept]
     names = tuple(signal.label for signal in kept)
-    recording = Recording(np.stack(rows), float(kept[0].sampling_frequency), names, "uV")
-    return EdfFile(recording, tuple(Event(each.onset, each.duration, each.text) for each in events), dropped)
+    rows, shared = _in_one_unit([channels[name] for name in names], [unit or _unit(signal) for signal in kept])
+    notes = (*cut_off, *_other_unit(kept, unit))
+    rate = float(kept[0].sampling_frequency)
+    recording = Recording(rows, rate, names, shared, dropped=dropped, notes=notes)
+    return EdfFile(recording, tuple(Event(each.onset, each.duration, each.text) for each in events))
 
 
-def _opened(source: Path | bytes) -> Any:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            magic = file.read(len(BDF_MAGIC))
-    else:
-        magic = source[: len(BDF_MAGIC)]
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:SIGNATURE_BYTES]
+    with source.open("rb") as file:
+        return file.read(SIGNATURE_BYTES)
+
+
+def _opened(source: Path | bytes, head: bytes) -> Any:
     # Many files write the sign of micro, or a name, in Latin-1, where the format has ASCII.
-    return (read_bdf if magic == BDF_MAGIC else read_edf)(source, header_encoding="latin-1")
+    return (read_bdf if head.startswith(BDF_MAGIC) else read_edf)(source, header_encoding="latin-1")
+
+
+def _in_one_unit(rows: Sequence[Any], units: Sequence[str]) -> tuple[Any, str]:
+    if len(set(units)) == 1:
+        return np.stack(rows), units[0]
+    return np.stack([row * MICROVOLTS[unit] for row, unit in zip(rows, units, strict=True)]), "uV"
+
+
+def _cut_off(head: bytes, found: Any) -> list[str]:
+    said, there = int(head[_RECORDS]), int(found.num_data_records)
+    if said <= there:
+        return []
+    seconds = found.data_record_duration
+    return [
+        f"the file was cut off: it has {there * seconds:g} of the {said * seconds:g} s that its header says, and those "
+        "were read"
+    ]
+
+
+def _other_unit(kept: Sequence[Any], unit: str | None) -> list[str]:
+    written = {str(signal.physical_dimension).strip() for signal in kept}
+    if unit is None or {_DIMENSIONS.get(plain_unit(each).lower()) for each in written} == {unit}:
+        return []
+    told = " and ".join(sorted(map(repr, written)))
+    return [f"channels were taken to be in {unit}, as the request says, and not in {told}, as the file does"]
 
 
 def _distinct(signals: Sequence[Any]) -> Sequence[Any]:
@@ -100,7 +133,7 @@ def _one_rate(signals: Sequence[Any]) -> tuple[list[Any], dict[str, str]]:
 
 def _unit(signal: Any) -> str:
     written = signal.physical_dimension
-    plain = re.sub("^[µμ]", "u", written.strip()).lower()
+    plain = plain_unit(written).lower()
     if plain not in _DIMENSIONS:
         raise InputError(
             f"channel {signal.label!r} is in {written!r} by its file, which is no voltage: say what it is in",

@@ -118,10 +118,10 @@ def find_channel(name: str, position: Position | None = None, *, overlapping: bo
     if position is None and pair is None:
         near = difflib.get_close_matches(_bare(name).upper(), _by_upper_case(), _SUGGESTED, 0.5)
         meant = " or ".join(_by_upper_case()[one] for one in near)
-        hint = f"; did you mean {meant}?" if near else ""
+        hint = f"; did you mean {meant}?" if near else "."
         raise InputError(f"no position is known for channel {name!r}{hint} Give it in ch_pos_mm", param="ch_names")
     written = _bare(name) if pair is None else "-".join(pair)
-    where = position or _midpoint(pair or ())
+    where = position or midpoint(pair or ())
     return Channel(written, where, _lobes(written, pair, where, overlapping=overlapping))
 
 
@@ -153,8 +153,10 @@ def _by_upper_case() -> Mapping[str, str]:
     return {name.upper(): _OLD_NAMES.get(name, name) for name in electrode_positions()}
 
 
-def _midpoint(electrodes: Sequence[str]) -> Position:
-    x, y, z = np.mean([electrode_positions()[name] for name in electrodes], axis=0).tolist()
+def midpoint(electrodes: Sequence[str], own: Mapping[str, Position] | None = None) -> Position:
+    """Of the system's electrodes; `own` positions come before the system's."""
+    known = {**electrode_positions(), **own} if own else electrode_positions()
+    x, y, z = np.mean([known[name] for name in electrodes], axis=0).tolist()
     return x, y, z
 
 
@@ -203,4 +205,4 @@ def _centres() -> Mapping[Lobe, Position]:
         lobe = _by_name(electrode)
         if lobe is not None and electrode not in _OLD_NAMES:
             inside[lobe].append(electrode)
-    return {lobe: _midpoint(electrodes) for lobe, electrodes in inside.items()}
+    return {lobe: midpoint(electrodes) for lobe, electrodes in inside.items()}

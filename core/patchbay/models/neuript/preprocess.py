@@ -5,7 +5,8 @@ The same steps for every recording: they are part of what the model's input mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,12 +15,25 @@ import torch
 from scipy import signal as filters  # type: ignore[import-untyped]
 
 from patchbay.errors import InputError
+from patchbay.models.neuript.channels import (
+    IN_NO_PAIR,
+    NOT_ASKED,
+    NOT_EEG,
+    UNKNOWN,
+    chosen,
+    derived,
+    lacking,
+    placed,
+    shown_lacking,
+    without_flat,
+)
 from patchbay.models.neuript.companding import compand
-from patchbay.models.neuript.montage import Montage, Position, electrodes_of, find_channel
-from patchbay.models.neuript.recording import FLAT_UV, Recording, Signal, check_unit, checked, is_eeg
+from patchbay.models.neuript.montage import Montage
+from patchbay.models.neuript.recording import Recording, Signal, check_unit, checked, plain_unit
 from patchbay.models.neuript.steps import RATE, Steps
 from patchbay.models.signals import SignalInput
 
+OUTSIDE = "not within the recording"
 LOUDEST_UV, FAINTEST_UV = 100.0, 3.0
 ORDER = 4
 NOTCH_QUALITY = 30.0
@@ -27,6 +41,7 @@ SETTLING_S = 10.0  # of the band's lower edge: as much is mirrored at both ends
 MOST_DENOMINATOR = 10_000
 MOST_SAMPLES = 1 << 27  # of all windows of a recording: a gigabyte in double precision
 PLAIN = Steps()
+HARMLESS = (NOT_EEG, NOT_ASKED, UNKNOWN, IN_NO_PAIR)  # reasons for which a channel is left out as it should be
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,7 @@ class Rejected:
 @dataclass(frozen=True, slots=True)
 class Windows:
     """`signal`: companded fp32 [N, D, T] at 64 Hz; `starts` in seconds from the recording's beginning. `dropped`:
-    channel -> why; `done`: what was made of the recording, in order.
+    channel -> why; `done`: what was made of the recording, in order; `warnings`: what an answer may be worse for.
     """
 
     signal: torch.Tensor
@@ -49,6 +64,7 @@ class Windows:
     rejected: tuple[Rejected, ...]
     dropped: dict[str, str]
     done: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> list[SignalInput]:
@@ -64,54 +80,63 @@ def windows(recording: Recording, steps: Steps = PLAIN, starts: Sequence[float] 
     Raises InputError, whose `param` is what is wrong: the unit, the rate, a channel, the length.
     """
     given = checked(recording)
-    kept, names, dropped = _eeg(given, steps)
+    _check_length(given, steps)
+    own, dropped = given.positions or {}, dict(given.dropped)
+    kept, names = chosen(given.signal, given.names, own, steps, dropped)
     done = [f"to microvolts from {recording.unit}"]
-    filtered = _filtered(kept, given.rate, steps, done)
-    check_unit(filtered, names, recording.unit)
-    signal, names = _referenced(filtered, names, steps, dropped, done)
-    signal, names = _without_flat(signal, names, dropped)
-    montage = Montage.of(names, given.positions)
-    resampled = _resampled(signal, given.rate, done)
-    cut, begins, outside = _cut(resampled, steps, starts)
+    found = filtered(kept, given.rate, steps, done)
+    check_unit(found, names, plain_unit(recording.unit))
+    # Before the reference: a dead channel less the average is the average, and with another one it is that.
+    found, names = without_flat(found, names, dropped)
+    found, names = without_flat(*derived(found, names, steps, dropped, done), dropped)
+    montage = placed(names, own)
+    return _windows(resampled(found, given.rate, done), steps, starts, montage, dropped, done, given.notes)
+
+
+def _windows(
+    signal: Signal,
+    steps: Steps,
+    starts: Sequence[float] | None,
+    montage: Montage,
+    dropped: dict[str, str],
+    done: list[str],
+    notes: tuple[str, ...],
+) -> Windows:
+    cut, begins, outside = _cut(signal, steps, starts)
     reasons = [_reason(window) if steps.rejects else None for window in cut]
     rejected = tuple(Rejected(start, why) for start, why in zip(begins, reasons, strict=True) if why)
     fine = [number for number, why in enumerate(reasons) if not why]
     found = compand(torch.from_numpy(np.ascontiguousarray(cut[fine])).float())
     done.append("A-law companded (A = 0.25)")
-    kept_starts = tuple(begins[number] for number in fine)
-    return Windows(found, kept_starts, montage, (*rejected, *outside), dropped, tuple(done))
+    kept = tuple(begins[number] for number in fine)
+    warnings = (*notes, *_warnings(steps, montage, dropped))
+    return Windows(found, kept, montage, (*rejected, *outside), dropped, tuple(done), warnings)
 
 
-def _eeg(recording: Recording, steps: Steps) -> tuple[Signal, list[str], dict[str, str]]:
-    """Channels that are EEG, those that are asked for; a name that looks like it and has no place raises InputError."""
-    own = recording.positions or {}
-    dropped = {name: "no EEG by its name" for name in recording.names if not is_eeg(name)}
-    kept = [number for number, name in enumerate(recording.names) if name not in dropped]
-    if not kept:
-        raise InputError("no channel is EEG by its name", param="ch_names")
-    if steps.channels is None:
-        names = [recording.names[number] for number in kept]
-        for name in names:
-            find_channel(name, own.get(name))
-        return recording.signal[kept], names, dropped
-    known = {_known(recording.names[number], own): number for number in kept}
-    wanted = {_known(name, own): name for name in steps.channels}
-    dropped |= {recording.names[number]: "not asked for" for name, number in known.items() if name not in wanted}
-    dropped |= {written: "not recorded" for name, written in wanted.items() if name not in known}
-    order = [known[name] for name in wanted if name in known]
-    if not order:
-        raise InputError(f"none of the channels {', '.join(steps.channels[:5])} ... is recorded", param="ch_names")
-    return recording.signal[order], [recording.names[number] for number in order], dropped
+def _warnings(steps: Steps, montage: Montage, dropped: dict[str, str]) -> list[str]:
+    """Of channels that a model would have read."""
+    missing = lacking(steps, montage, dropped)
+    if steps.channels is not None or steps.pairs is not None:
+        return [shown_lacking(steps, missing)] if missing else []
+    return [f"{name} is left out: {why}" for name, why in dropped.items() if why not in HARMLESS]
 
 
-def _known(name: str, own: Mapping[str, Position]) -> str:
-    """As the system writes it, or as it is where the system does not know it."""
-    electrodes = electrodes_of(name)
-    return name if electrodes is None or name in own else "-".join(electrodes)
+def _check_length(recording: Recording, steps: Steps) -> None:
+    count = math.ceil(recording.signal.shape[1] * _ratio(recording.rate))
+    if count < round(steps.window_seconds * RATE):
+        rows, samples = recording.signal.shape
+        turned = f"; the signal has {rows} channels of {samples} samples: is it turned?" if rows > samples else ""
+        raise InputError(
+            f"the recording has {recording.seconds:.3g} s and a window {steps.window_seconds:g}: send more, or ask for "
+            f"shorter windows{turned}",
+            param="window_s",
+        )
 
 
-def _filtered(signal: Signal, rate: float, steps: Steps, done: list[str]) -> Signal:
-    """Band-passed, forwards and backwards so that nothing is delayed, and without the mains where it is recorded."""
+def filtered(signal: Signal, rate: float, steps: Steps, done: list[str]) -> Signal:
+    """[channels, samples], band-passed, forwards and backwards so that nothing is delayed, and without the mains where
+    they are recorded.
+    """
     low, high = steps.band_hz
     highest = 0.45 * rate
     is_open = high >= highest
@@ -133,48 +158,9 @@ def _both_ways(sections: Signal, signal: Signal, rate: float) -> Signal:
     return found
 
 
-def _referenced(
-    signal: Signal, names: list[str], steps: Steps, dropped: dict[str, str], done: list[str]
-) -> tuple[Signal, list[str]]:
-    if steps.reference == "average":
-        signal = signal - signal.mean(0, keepdims=True)
-        done.append("referenced to the average of all channels")
-    if steps.pairs is None:
-        return signal, names
-    rows = {"-".join(electrodes_of(name) or (name,)): row for name, row in zip(names, signal, strict=True)}
-    made, missing = _pairs(rows, steps.pairs)
-    dropped.update(missing)
-    if not made:
-        raise InputError("none of the bipolar channels can be made: their electrodes are not there", param="ch_names")
-    done.append(f"{len(made)} bipolar channels made")
-    return np.stack(list(made.values())), list(made)
-
-
-def _pairs(rows: dict[str, Signal], wanted: Sequence[str]) -> tuple[dict[str, Signal], dict[str, str]]:
-    """By the names that were asked for; what cannot be made, and why. A pair may have been recorded as such."""
-    made, missing = {}, {}
-    for pair in wanted:
-        electrodes = electrodes_of(pair) or ()
-        lacking = [name for name in electrodes if name not in rows]
-        if "-".join(electrodes) in rows:
-            made[pair] = rows["-".join(electrodes)]
-        elif len(electrodes) == 2 and not lacking:
-            made[pair] = rows[electrodes[0]] - rows[electrodes[1]]
-        else:
-            missing[pair] = f"{' and '.join(lacking) or 'a pair of electrodes'} not recorded"
-    return made, missing
-
-
-def _without_flat(signal: Signal, names: list[str], dropped: dict[str, str]) -> tuple[Signal, list[str]]:
-    flat = np.ptp(signal, 1) < FLAT_UV
-    dropped.update({name: "flat" for name, is_flat in zip(names, flat, strict=True) if is_flat})
-    if flat.all():
-        raise InputError("the recording is flat: every channel has one value", param="signal")
-    return signal[~flat], [name for name, is_flat in zip(names, flat, strict=True) if not is_flat]
-
-
-def _resampled(signal: Signal, rate: float, done: list[str]) -> Signal:
-    ratio = Fraction(RATE / rate).limit_denominator(MOST_DENOMINATOR)
+def resampled(signal: Signal, rate: float, done: list[str]) -> Signal:
+    """At 64 Hz."""
+    ratio = _ratio(rate)
     if ratio == 1:
         return signal
     found: Signal = filters.resample_poly(signal, ratio.numerator, ratio.denominator, axis=1)
@@ -182,17 +168,14 @@ def _resampled(signal: Signal, rate: float, done: list[str]) -> Signal:
     return found
 
 
+def _ratio(rate: float) -> Fraction:
+    return Fraction(RATE / rate).limit_denominator(MOST_DENOMINATOR)
+
+
 def _cut(signal: Signal, steps: Steps, starts: Sequence[float] | None) -> tuple[Signal, list[float], list[Rejected]]:
     """[N, D, T], where each begins, in seconds, and what cannot be cut."""
     length = round(steps.window_seconds * RATE)
     stride = max(1, round((steps.stride_seconds or steps.window_seconds) * RATE))
-    if signal.shape[1] < length:
-        seconds = signal.shape[1] / RATE
-        raise InputError(
-            f"the recording has {seconds:.3g} s and a window {steps.window_seconds:g}: send more, or ask for shorter "
-            "windows",
-            param="window_s",
-        )
     last = signal.shape[1] - length
     asked = list(range(0, last + 1, stride)) if starts is None else [round(start * RATE) for start in starts]
     firsts = [first for first in asked if 0 <= first <= last]
@@ -202,7 +185,7 @@ def _cut(signal: Signal, steps: Steps, starts: Sequence[float] | None) -> tuple[
             "longer stride, or the recording in pieces",
             param="stride_s",
         )
-    outside = [Rejected(first / RATE, "not within the recording") for first in asked if not 0 <= first <= last]
+    outside = [Rejected(first / RATE, OUTSIDE) for first in asked if not 0 <= first <= last]
     cut = [signal[:, first : first + length] for first in firsts]
     stacked = np.stack(cut) if cut else np.zeros((0, len(signal), length))
     return stacked, [first / RATE for first in firsts], outside

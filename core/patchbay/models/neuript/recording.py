@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,10 @@ LEAST_RATE = 40.0  # in Hz: below, the band that the model reads is not there
 # Robust deviations of a channel that EEG has, generously: outside of them the unit is another one.
 PLAUSIBLE_UV = (0.5, 500.0)
 FLAT_UV = 1e-6  # what is left of a constant by a filter
+DEAD_UV = PLAUSIBLE_UV[0]  # from its least to its most: a channel of recorded EEG does more
+# Of an electrode from the frame's origin, which is inside the head: those of the 10-05 system are 81 to 122 away.
+NEAREST_MM, FARTHEST_MM = 40.0, 250.0
+SHOWN = 8  # names in a message
 _NO_EEG = re.compile(
     r"\s*(ecg|ekg|emg|eog|hEOG|vEOG|loc|roc|resp|spo2|sao2|osat|pulse|pleth|photic|ibi|bursts|suppr|status|trig|sti\b"
     r"|stim|dc\d|cq_|gyro|acc|mag[xyz]|time|counter|interp|marker|event|annot|temp|battery|airflow|thor|abdo|snore)",
@@ -31,13 +35,17 @@ _NO_EEG = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """`signal` [channels, samples] in `unit`. `positions`, in millimetres, are of channels that the system lacks."""
+    """`signal` [channels, samples] in `unit`. `positions`, in millimetres, are of channels that the system lacks.
+    `dropped`: channels of the file that are not in it -> why. `notes`: what else whoever reads the answer should know.
+    """
 
     signal: Signal
     rate: float
     names: tuple[str, ...]
     unit: str
     positions: Mapping[str, Position] | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -50,23 +58,59 @@ def checked(recording: Recording) -> Recording:
     if signal.ndim != 2 or not signal.size:
         raise InputError(f"a recording has channels and samples, not the shape {list(signal.shape)}", param="signal")
     if len(names) != len(signal):
-        raise InputError(f"{len(signal)} channels have {len(names)} names: give one a channel", param="ch_names")
+        turned = "; the signal is [channels][samples], and seems to be turned: transpose it"
+        hint = turned if len(names) == signal.shape[1] or len(signal) > signal.shape[1] else ""
+        raise InputError(f"{len(signal)} channels have {len(names)} names: give one a channel{hint}", param="ch_names")
     if len(signal) > MOST_CHANNELS:
         raise InputError(f"{len(signal)} channels are more than {MOST_CHANNELS}", param="signal")
     if not (np.isfinite(recording.rate) and recording.rate >= LEAST_RATE):
         raise InputError(f"a rate of {recording.rate:g} Hz is below {LEAST_RATE:g}", param="sfreq")
-    if recording.unit not in MICROVOLTS:
+    unit = plain_unit(recording.unit)
+    if unit not in MICROVOLTS:
         raise InputError(f"{recording.unit!r} is no unit: give uV, mV or V", param="unit")
     for name, channel in zip(names, signal, strict=True):
         if not np.isfinite(channel).all():
             place = int(np.argmin(np.isfinite(channel)))
             raise InputError(f"channel {name!r} has NaN or infinity at sample {place}", param="signal")
-    return Recording(signal * MICROVOLTS[recording.unit], recording.rate, names, "uV", recording.positions)
+    _check_positions(recording.positions or {}, (*names, *recording.dropped))
+    return replace(recording, signal=signal * MICROVOLTS[unit], unit="uV")
+
+
+def plain_unit(written: str) -> str:
+    """With `u` for micro: Unicode has two signs of it, each of which is two letters where UTF-8 was read as Latin-1."""
+    return re.sub("^(?:\u00c2\u00b5|\u00ce\u00bc|[\u00b5\u03bc])", "u", written.strip())
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of them, and how many there are more."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_eeg(name: str) -> bool:
     """Not by its name something else: a heart, an eye, a muscle, a trigger."""
     return _NO_EEG.match(name) is None
+
+
+def _check_positions(positions: Mapping[str, Position], names: Sequence[str]) -> None:
+    for name, where in positions.items():
+        if name not in names:
+            raise InputError(
+                f"a position is given for {name!r}, and no channel is called so: they are {listed(names)}",
+                param="ch_pos_mm",
+            )
+        distance = float(np.linalg.norm(where))
+        if not _is_on_head(distance):
+            fits = [unit for unit, mm in (("metres", 1e3), ("centimetres", 10.0)) if _is_on_head(distance * mm)]
+            hint = f": in {fits[0]} it would be; multiply by {1000 if fits[0] == 'metres' else 10}" if fits else ""
+            raise InputError(
+                f"the position of {name!r} is {distance:.3g} mm from the head's middle, where no electrode is{hint}",
+                param="ch_pos_mm",
+            )
+
+
+def _is_on_head(distance: float) -> bool:
+    return NEAREST_MM <= distance <= FARTHEST_MM
 
 
 def check_unit(signal: Signal, names: Sequence[str], unit: str) -> None:
