@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The S3 server of the tests. A process of its own in an environment of its own: it needs an older python-dateutil.
 MOTO := $(VENV)/moto/bin/moto_server
 
-.PHONY: help venv test test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg bench-overhead soak clean
+.PHONY: help venv test test-api test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg bench-overhead soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -37,12 +37,16 @@ format: venv  ## rewrite the code in the one format
 test: lint $(MOTO)  ## all tests; PATCHBAY_REQUIRE_REDIS=1 and PATCHBAY_REQUIRE_PROMTOOL=1 make what is missing an error
 	PATCHBAY_REQUIRE_MOTO=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-test-long: venv $(MOTO)  ## thousands of interleaved requests, every architecture that answers many at once, every fault of the network
+test-api: venv  ## CASES=10000 requests of a fuzzer over the whole OpenAPI of real servers; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.openapi.run $(or $(CASES),10000) .test-api.jsonl
+
+test-long: venv $(MOTO)  ## thousands of interleaved requests, every architecture that answers many at once, every fault of the network, 100,000 damaged files
 	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
 	  tests/engine/test_encoder_interleavings.py tests/engine/test_isolation.py tests/engine/test_mixed.py \
 	  tests/service/demo tests/jobs/test_crash.py tests/e2e/test_server.py \
 	  tests/benchmarks/test_soak.py tests/benchmarks/test_methods.py tests/benchmarks/test_serving.py tests/benchmarks/test_overhead.py \
-	  tests/service/commands tests/stores/test_faults.py tests/benchmarks/test_trained.py tests/benchmarks/test_quality_merging.py tests/service/test_canaries.py
+	  tests/service/commands tests/stores/test_faults.py tests/benchmarks/test_trained.py tests/benchmarks/test_quality_merging.py tests/service/test_canaries.py \
+	  tests/attacks
 
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo

@@ -1,4 +1,6 @@
-"""Which scope a route needs, said beside the route: `@needs(Scope.READ)` below `@router.get(...)`. Knows no keys."""
+"""Which scope a route needs and what it may refuse with, said beside the route: `@needs(Scope.READ, 404)` below
+`@router.get(...)`. Knows no keys.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from starlette.types import Scope as Connection
 from patchbay.errors import PatchbayError
 from patchbay.store.keys import Scope
 from patchbay_server.callers import Caller
+from patchbay_server.openapi import KEY, refusals
 
 _NEEDS = "patchbay_needs"
+_OF_ALL = (401, 403, 429, 503)  # no key, not this scope, a limit, no catalog
+METHODS: dict[str, set[str]] = {}
+"""Of every path, as a template: each is a route of its own, which knows nothing of the others."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -23,11 +29,13 @@ class Forbidden(PatchbayError):
     code = "forbidden"
 
 
-def needs(scope: Scope | None) -> Callable[[Endpoint], Endpoint]:
-    """The endpoint is for callers with this scope; None for everybody, with or without a key."""
+def needs(scope: Scope | None, *refused: int) -> Callable[[Endpoint], Endpoint]:
+    """The endpoint is for callers with this scope; None for everybody, with or without a key. `refused` are the
+    statuses of its refusals, beside those of every route that needs a scope.
+    """
 
     def mark(endpoint: Endpoint) -> Endpoint:
-        setattr(endpoint, _NEEDS, scope)
+        setattr(endpoint, _NEEDS, (scope, refused))
         return endpoint
 
     return mark
@@ -38,8 +46,14 @@ class ScopedRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         assert hasattr(endpoint, _NEEDS), f"{endpoint.__name__} says nothing of the scope it needs: see `needs`"
-        self.scope: Scope | None = getattr(endpoint, _NEEDS)
+        self.scope: Scope | None
+        self.scope, refused = getattr(endpoint, _NEEDS)
+        if self.scope is not None:
+            refused = {*refused, *_OF_ALL}
+            options["openapi_extra"] = {"security": KEY, **(options.get("openapi_extra") or {})}
+        options["responses"] = {**refusals(refused), **(options.get("responses") or {})}
         super().__init__(path, endpoint, **options)
+        METHODS.setdefault(self.path_format, set()).update(self.methods or ())
 
     async def handle(self, scope: Connection, receive: Receive, send: Send) -> None:
         if self.scope is not None:

@@ -23,6 +23,7 @@ from patchbay_server.limits import Meter
 from patchbay_server.metrics import Metrics
 from patchbay_server.middleware import BodyLimit
 from patchbay_server.observers import Both
+from patchbay_server.openapi import Documented
 from patchbay_server.recordings import READERS, Turns
 from patchbay_server.routes import ROUTERS
 from patchbay_server.settings import Settings
@@ -38,7 +39,7 @@ def create_app(
     """Every route of API.md. `/healthz`, `/readyz` and `/openapi.json` are open; all others ask for a key, where
     there is one. Spans go where `tracing` says.
     """
-    app = FastAPI(
+    app = Documented(
         title="Patchbay",
         version=patchbay.__version__,
         summary="Many fine-tunes on one resident model.",

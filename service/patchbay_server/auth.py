@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import Counter
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patchbay.errors import StoreUnavailable
-from patchbay_server.callers import Keyring
+from patchbay_server.callers import Caller, Keyring
 from patchbay_server.errors import Unauthorized, respond
-from patchbay_server.limits import LimitReached, Meter
+from patchbay_server.limits import LimitReached, Meter, fields
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
 _ASKS = "send a key of this server as 'Authorization: Bearer KEY'"
@@ -23,7 +24,7 @@ logger = logging.getLogger("patchbay_server")
 class Authenticate:
     """401 for every path but the open ones, unless the request carries a key of `keyring`; whose it is goes on with the
     request as `state.caller`; `failures` counts the others. 429 where the tenant has as many requests under way as it
-    may.
+    may; other answers say what is left.
     """
 
     app: ASGIApp
@@ -52,9 +53,17 @@ class Authenticate:
             await respond(error)(scope, receive, send)
             return
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, partial(self._tell, caller, send))
         finally:
             self.meter.leave(caller.tenant)
+
+    async def _tell(self, caller: Caller, send: Send, message: Message) -> None:
+        """What is left of the caller's limits goes with every answer; a refusal says its own."""
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in fields(self.meter.quotas(caller.tenant, caller.limits)).items():
+                headers.setdefault(name, value)
+        await send(message)
 
 
 def _key(headers: Headers) -> str:

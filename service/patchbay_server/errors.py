@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from patchbay import errors
-from patchbay_server.access import Forbidden
+from patchbay_server.access import METHODS, Forbidden
 from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
 from patchbay_server.limits import LimitReached
@@ -188,9 +188,20 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     message = str(error.detail)
     if message == _UNREADABLE:
         message = "the body is no JSON that can be read: it is nested too deeply, or has a number of too many digits"
+    headers = error.headers
     if code == "unknown_route":
         message = f"there is no route {request.method} {request.url.path[:200]}"
-    return _respond(message, error.status_code, code, headers=error.headers)
+    elif code == "method_not_allowed":
+        message, headers = _other_methods(request, error)
+    return _respond(message, error.status_code, code, headers=headers)
+
+
+def _other_methods(request: Request, error: HTTPException) -> tuple[str, Mapping[str, str] | None]:
+    """Each method of a path is a route of its own: the one that refused knows only its own."""
+    template = getattr(request.scope.get("route"), "path_format", "")
+    methods = ", ".join(sorted(METHODS.get(template, ())))
+    headers = {"Allow": methods} if methods else error.headers
+    return f"{request.method} is not for this path: send {(headers or {}).get('Allow')}", headers
 
 
 def unexpected(error: Exception) -> JSONResponse:

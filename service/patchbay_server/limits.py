@@ -1,8 +1,8 @@
 """What tenants use while it happens: requests under way and tokens a minute, counted by each server for itself.
 
 Whatever is taken is taken under one lock, before it is used: two requests at once cannot both have the last of it.
-Knows no catalog and no HTTP, but for the fields in which a refusal says when to come back (the draft of RateLimit
-header fields, draft-ietf-httpapi-ratelimit-headers).
+Knows no catalog and no HTTP, but for the fields in which answers say what is left and refusals when to come back (the
+draft of RateLimit header fields, draft-ietf-httpapi-ratelimit-headers).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -18,8 +18,31 @@ from patchbay.errors import PatchbayError
 from patchbay.store.tenants import Limits
 
 WINDOW_S = 60.0
+CONCURRENT = 'qu="concurrent-requests"'
+A_MINUTE = f"w={WINDOW_S:.0f}"
 Settle = Callable[[int], None]
 """Told how many tokens were used in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One limit and what is left of it. After `reset_s` more of it may be left; None where no clock says when."""
+
+    name: str
+    most: int
+    left: int
+    unit: str
+    reset_s: int | None = None
+
+
+def fields(quotas: Sequence[Quota]) -> Mapping[str, str]:
+    """`RateLimit-Policy` and `RateLimit`; empty where there is no limit."""
+    if not quotas:
+        return {}
+    resets = ["" if quota.reset_s is None else f";t={quota.reset_s}" for quota in quotas]
+    left = [f'"{quota.name}";r={quota.left}{reset}' for quota, reset in zip(quotas, resets, strict=True)]
+    policies = [f'"{quota.name}";q={quota.most};{quota.unit}' for quota in quotas]
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
 
 
 class LimitReached(PatchbayError):
@@ -29,12 +52,8 @@ class LimitReached(PatchbayError):
 
     def __init__(self, message: str, *, param: str, quota: int, left: int, policy: str, retry_s: int = 1) -> None:
         super().__init__(message, param=param)
-        name = param.removeprefix("max_")
-        self.headers: Mapping[str, str] = {
-            "Retry-After": str(retry_s),
-            "RateLimit-Policy": f'"{name}";q={quota};{policy}',
-            "RateLimit": f'"{name}";r={left};t={retry_s}',
-        }
+        reached = Quota(param.removeprefix("max_"), quota, left, policy, retry_s)
+        self.headers: Mapping[str, str] = {"Retry-After": str(retry_s), **fields([reached])}
 
 
 @dataclass(slots=True)
@@ -49,6 +68,11 @@ class Taken:
 class _Use:
     requests: int = 0
     taken: deque[Taken] = field(default_factory=deque)
+
+    def forget(self, now: float) -> None:
+        """What was taken a minute ago counts no more."""
+        while self.taken and self.taken[0].at <= now - WINDOW_S:
+            self.taken.popleft()
 
 
 class Meter:
@@ -70,7 +94,7 @@ class Meter:
                     param="max_requests",
                     quota=most,
                     left=0,
-                    policy='qu="concurrent-requests"',
+                    policy=CONCURRENT,
                 )
             use.requests += 1
 
@@ -81,12 +105,25 @@ class Meter:
             if not use.requests and not use.taken:
                 del self._uses[tenant]
 
+    def quotas(self, tenant: str, limits: Limits) -> list[Quota]:
+        """Its limits, and what is left of them at the moment."""
+        found: list[Quota] = []
+        with self._lock:
+            use, now = self._uses.get(tenant) or _Use(), self._clock()
+            if (most := limits.max_requests) is not None:
+                found.append(Quota("requests", most, max(0, most - use.requests), CONCURRENT))
+            if (most := limits.tokens_per_minute) is not None:
+                use.forget(now)
+                left = max(0, most - sum(each.tokens for each in use.taken))
+                reset = math.ceil(use.taken[0].at + WINDOW_S - now) if use.taken else None
+                found.append(Quota("tokens_per_minute", most, left, A_MINUTE, reset))
+        return found
+
     def take(self, tenant: str, limits: Limits, tokens: int) -> Taken:
         """So many tokens, which count for a minute; `settle` gives back what was not used. Raises LimitReached."""
         with self._lock:
             use, now = self._uses.setdefault(tenant, _Use()), self._clock()
-            while use.taken and use.taken[0].at <= now - WINDOW_S:
-                use.taken.popleft()
+            use.forget(now)
             taken = Taken(now, tokens)
             if limits.tokens_per_minute is not None:
                 _check_tokens(tenant, use.taken, taken, limits.tokens_per_minute)
@@ -112,7 +149,7 @@ def _check_tokens(tenant: str, earlier: deque[Taken], asked: Taken, most: int) -
         param="tokens_per_minute",
         quota=most,
         left=max(0, left),
-        policy=f"w={WINDOW_S:.0f}",
+        policy=A_MINUTE,
         retry_s=_seconds_until(earlier, asked, min(asked.tokens, most) - left),
     )
 

@@ -24,6 +24,7 @@ from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
 from patchbay.store.hub import Hub, tenants_of
 from patchbay_server import logs
 from patchbay_server.app import create_app
+from patchbay_server.connections import Connection
 from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.pins import preload
@@ -138,7 +139,13 @@ def _answer(settings: Settings, engine: Engine, hub: Hub, listener: socket.socke
     with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue), tracing() as traces:
         app = create_app(settings, engine, hub, queue, traces)
         config = uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=END_S
+            app,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=END_S,
         )
         _listen(_Server(config, engine, app.state.stopping), listener)
 

@@ -83,6 +83,12 @@ def plain_model() -> bytes:
     return safetensors.numpy.save({"w": np.zeros((2, 2), np.float32)}, {"format": "pt"})
 
 
+@attack(MalformedDelta, "breaks a rule of safetensors")
+def long_text_for_offsets() -> bytes:
+    """100,000 letters where a row's place is meant; the message must not carry them along."""
+    return bent({"0000": {"dtype": "U8", "shape": [1], "data_offsets": "x" * 100_000}})
+
+
 @attack(DeltaTooLarge, "file has 16777217 bytes")
 def file_over_cap() -> bytes:
     """One byte more than the caller accepts: refused from its size alone."""

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from tests.attacks.container import MAX_BYTES
+from tests.attacks.lossless import zeros
 from tests.delta.samples import FINGERPRINT, SPECS
 
 from patchbay.delta import read_delta
@@ -23,7 +24,7 @@ from patchbay.errors import DeltaError
 def outcome(path: Path) -> dict[str, object]:
     started = time.process_time()
     try:
-        read_delta(path, SPECS, FINGERPRINT, MAX_BYTES)
+        read_delta(path, SPECS, FINGERPRINT, MAX_BYTES, read_base=zeros)
         error, message, param = "", "accepted", None
     except DeltaError as refusal:
         error, message, param = type(refusal).__name__, refusal.message, refusal.param

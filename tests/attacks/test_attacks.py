@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.attacks import container, encodings, manifest, streams, version1, version2
+from tests.attacks import container, encodings, lossless, manifest, streams, version1, version2
 from tests.attacks.registry import ATTACKS
 from tests.delta.samples import FINGERPRINT, SPECS, assemble, sample
 
@@ -21,7 +21,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 MAX_PEAK = 512 << 20
 MAX_CPU_SECONDS = 5.0  # an attack that works takes minutes; a busy machine doubles what a refusal takes
-assert container and encodings and manifest and streams and version1 and version2  # imported to register their attacks
+assert (
+    container and encodings and lossless and manifest and streams and version1 and version2
+)  # which registers them
 
 
 @pytest.fixture(scope="module")

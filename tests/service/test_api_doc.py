@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 from tests.service.compressing import put_folder, work
 from tests.service.eeg import ask, rows
@@ -29,7 +30,7 @@ from patchbay.architecture import Task
 from patchbay.backbone import Backbone
 from patchbay.merge import METHODS, Recipe, Term, parse
 from patchbay.models.inputs import MAX_PIXELS
-from patchbay_server import logs
+from patchbay_server import answer_schemas, inference_schemas, logs
 from patchbay_server.access_log import Access
 from patchbay_server.errors import _HTTP_CODES, status_of
 from patchbay_server.logs import About
@@ -265,11 +266,34 @@ def answers(
     return found
 
 
+def success(app: Any, route: str) -> type[BaseModel]:
+    """The schema that OpenAPI has for the answers of `METHOD /path`."""
+    method, _, path = route.partition(" ")
+    [schema, *more] = [
+        found["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for status, found in app.openapi()["paths"][path][method.lower()]["responses"].items()
+        if status.startswith("2")
+    ]
+    assert set(more) <= {schema}
+    model: type[BaseModel] = getattr(answer_schemas, schema, None) or getattr(inference_schemas, schema)
+    return model
+
+
+def assert_described(app: Any, route: str, body: dict[str, Any]) -> None:
+    """It is as OpenAPI says, and with anything more it would not be."""
+    schema = success(app, route)
+    schema.model_validate_json(json.dumps(body), strict=True)
+    with pytest.raises(ValidationError):
+        schema.model_validate_json(json.dumps(body | {"more": 1}), strict=True)
+
+
 def test_every_example_has_the_shape_of_a_real_answer(answers: dict[str, Any], vit: Served) -> None:
     shown = {f"{m} {p}" for m, p in documented_routes() if "```json" in section(f"### `{m} {p}`")}
     assert shown == answers.keys()
     for route, answer in answers.items():
         assert shape(example(f"### `{route}`")) == shape(answer), route
+        assert_described(vit.app, route, answer)
+        assert_described(vit.app, route, example(f"### `{route}`"))
     assert shape(example("## Errors")) == shape(vit.get("/v1/deltas/rotate").json())
 
 

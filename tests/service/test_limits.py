@@ -126,6 +126,39 @@ def test_requests_under_way_at_a_time(serve: Serve) -> None:
     ok(acme.get("/v1/models"))
 
 
+def test_every_answer_says_what_is_left(serve: Serve) -> None:
+    served = serve("llama", api_key=OPERATOR)
+    acme = limited(served, max_requests=3, tokens_per_minute=40)
+    before = acme.get("/v1/models").headers
+    assert before["ratelimit-policy"] == '"requests";q=3;qu="concurrent-requests", "tokens_per_minute";q=40;w=60'
+    assert before["ratelimit"] == '"requests";r=2, "tokens_per_minute";r=40'
+    asked = acme.post("/v1/completions", text(12))
+    assert re.fullmatch(r'"requests";r=2, "tokens_per_minute";r=24;t=(59|60)', asked.headers["ratelimit"])
+    streamed = acme.post("/v1/completions", text(12, stream=True))
+    assert re.fullmatch(r'"requests";r=2, "tokens_per_minute";r=8;t=\d\d', streamed.headers["ratelimit"])
+    assert acme.get("/v1/models/nothing").headers["ratelimit"].startswith('"requests";r=2, "tokens_per_minute";r=8')
+    refused(acme.post("/v1/completions", text(12)), "tokens_per_minute")
+    assert "ratelimit" not in tenant(served, "bolt").get("/v1/models").headers
+
+
+def test_what_is_left_comes_back_when_the_oldest_is_a_minute_old() -> None:
+    clock = Clock()
+    meter, limits = Meter(clock), Limits(tokens_per_minute=100)
+    meter.take(T, limits, 30)
+    clock.now += 10.5
+    meter.take(T, limits, 60)
+    [quota] = meter.quotas(T, limits)
+    assert (quota.left, quota.reset_s) == (10, 50)
+    clock.now += 50
+    [quota] = meter.quotas(T, limits)
+    assert (quota.left, quota.reset_s) == (40, 10)
+    [lowered] = meter.quotas(T, Limits(tokens_per_minute=5))
+    assert lowered.left == 0
+    clock.now += WINDOW_S
+    [quota] = meter.quotas(T, limits)
+    assert (quota.left, quota.reset_s) == (100, None)
+
+
 def text(tokens: int, **more: object) -> dict[str, Any]:
     """A prompt of four tokens, and an answer of as many as are asked for."""
     return {"model": "base", "prompt": [5, 6, 7, 8], "max_tokens": tokens, "ignore_eos": True, **more}

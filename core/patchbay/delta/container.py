@@ -159,4 +159,4 @@ def _check_structure(path: Path, header: dict[str, Any]) -> None:
         with safe_open(path, framework="np"):
             pass
     except SafetensorError as error:
-        raise MalformedDelta(f"the file breaks a rule of safetensors: {error}", param="file") from error
+        raise MalformedDelta(f"the file breaks a rule of safetensors: {str(error)[:500]}", param="file") from error

@@ -10,12 +10,13 @@ from fastapi import APIRouter
 from patchbay.engine.engine import LANGUAGE, Engine
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.answer_schemas import Base, Verified
 from patchbay_server.deps import CallerDep, EngineDep
 
 router = APIRouter(prefix="/v1/base", tags=["base"], route_class=ScopedRoute)
 
 
-@router.get("")
+@router.get("", responses={200: {"model": Base}})
 @needs(Scope.READ)
 def get_base(engine: EngineDep, caller: CallerDep) -> dict[str, Any]:
     """Name, task, fingerprint, device and resident bytes of the base; how busy all tenants are, for admins only."""
@@ -35,7 +36,7 @@ def get_base(engine: EngineDep, caller: CallerDep) -> dict[str, Any]:
     }
 
 
-@router.post("/verify")
+@router.post("/verify", responses={200: {"model": Verified}})
 @needs(Scope.ADMIN)
 def verify_base(engine: EngineDep) -> dict[str, Any]:
     """Hashes the resident weights and compares with the digest taken at load."""

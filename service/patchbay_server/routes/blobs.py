@@ -14,19 +14,30 @@ from patchbay.store.base import no_blob
 from patchbay.store.hub import Hub, Upload
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.answer_schemas import Blob
 from patchbay_server.bodies import GONE
 from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch
+from patchbay_server.openapi import link, octets
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], route_class=ScopedRoute)
+LINKS = {"head": link("head", "/v1/blobs/{digest}", digest="$response.body#/digest")}
 DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
 # Written and hashed in pieces of this size and in a thread: a checkpoint must not stop the event loop.
 PIECE = 1 << 20
 _writes = anyio.CapacityLimiter(4)
 
 
-@router.put("/{digest}", status_code=201, responses={200: {"description": "The tenant has these bytes already."}})
-@needs(Scope.WRITE)
+@router.put(
+    "/{digest}",
+    status_code=201,
+    responses={
+        200: {"description": "The tenant has these bytes already.", "model": Blob},
+        201: {"model": Blob, "links": LINKS},
+    },
+    openapi_extra=octets("The bytes that hash to the digest."),
+)
+@needs(Scope.WRITE, 413, 422, 507)
 async def put_blob(
     digest: DigestPath,
     request: Request,
@@ -52,8 +63,8 @@ async def put_blob(
     return {"digest": digest, "size": upload.size}
 
 
-@router.head("/{digest}")
-@needs(Scope.WRITE)
+@router.head("/{digest}", response_class=Response)
+@needs(Scope.WRITE, 404, 422)
 def head_blob(digest: DigestPath, hub: HubDep, tenant: TenantDep) -> Response:
     """200 where the tenant has brought the blob, 404 where it has not."""
     if not hub.has_blob(tenant, digest):

@@ -23,6 +23,8 @@ from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
 from patchbay_server.generation_schemas import ChatMessage, ChatRequest
+from patchbay_server.inference_schemas import ChatCompletion
+from patchbay_server.openapi import streamed
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["inference"], route_class=JsonRoute)
 MAX_TOKENS = 1024  # of an answer, where the request does not say
@@ -31,8 +33,8 @@ _ROLES = {"developer": "system"}
 _ANSWERS_ONLY = ("tool_calls", "function_call", "refusal", "audio", "annotations")
 
 
-@router.post("")
-@needs(Scope.INFER)
+@router.post("", responses=streamed(ChatCompletion))
+@needs(Scope.INFER, 400, 404, 413, 422, 500, 504)
 async def create_chat_completion(
     request: Request, body: ChatRequest, engine: EngineDep, resolver: ResolverDep
 ) -> Response:

@@ -25,13 +25,15 @@ from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
 from patchbay_server.generation_schemas import CompletionsRequest
+from patchbay_server.inference_schemas import Completion
+from patchbay_server.openapi import streamed
 
 router = APIRouter(prefix="/v1/completions", tags=["inference"], route_class=JsonRoute)
 Prompt = str | list[int]
 
 
-@router.post("")
-@needs(Scope.INFER)
+@router.post("", responses=streamed(Completion))
+@needs(Scope.INFER, 400, 404, 413, 422, 500, 504)
 async def create_completion(
     request: Request, body: CompletionsRequest, engine: EngineDep, resolver: ResolverDep
 ) -> Response:

@@ -16,14 +16,14 @@ from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.jobs.base import Json
 from patchbay_server.jobs.files import check_blobs, check_model
 from patchbay_server.jobs.handlers import COMPRESSION, make_options
-from patchbay_server.routes.jobs import SubmitterDep
+from patchbay_server.routes.jobs import SUBMITTED, SubmitterDep
 from patchbay_server.schemas import CompressionRequest
 
 router = APIRouter(prefix="/v1/compressions", tags=["jobs"], route_class=JsonRoute)
 
 
-@router.post("", status_code=202, responses={200: {"description": "The job that this Idempotency-Key has made."}})
-@needs(Scope.WRITE)
+@router.post("", status_code=202, responses=SUBMITTED)
+@needs(Scope.WRITE, 400, 404, 409, 413, 415, 422, 507)
 def compress(
     body: CompressionRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep, submit: SubmitterDep
 ) -> dict[str, Any]:

@@ -19,21 +19,43 @@ from patchbay.store.base import DeltaRecord
 from patchbay.store.hub import Upload
 from patchbay.store.keys import Scope
 from patchbay_server.access import needs
+from patchbay_server.answer_schemas import DeletedDeltas, Delta, Deltas, DeltaVersions
 from patchbay_server.bodies import GONE, JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
+from patchbay_server.openapi import OCTETS, link, octets
 from patchbay_server.pins import forget, split
 from patchbay_server.records import summarise, to_json
 from patchbay_server.residents import resident
 from patchbay_server.schemas import CurrentRequest
 from patchbay_server.uses import check_unused
 
+NAME, VERSION = "$response.body#/name", "$response.body#/version"
+EXACTLY = f"{{{NAME}}}@{{{VERSION}}}"  # the bare name may mean another one, or none: not every upload is activated
+LINKS = {
+    "get": link("get", "/v1/deltas/{delta}", delta=EXACTLY),
+    "file": link("get", "/v1/deltas/{delta}/file", delta=EXACTLY),
+    "activate": link("put", "/v1/deltas/{name}/current", {"version": VERSION}, name=NAME),
+    "pin": link("post", "/v1/deltas/{delta}/pin", delta=EXACTLY),
+    "unpin": link("post", "/v1/deltas/{delta}/unpin", delta=EXACTLY),
+    "delete": link("delete", "/v1/deltas/{delta}", delta=EXACTLY),
+    "model": link("get", "/v1/models/{name}", name=EXACTLY),
+    "merge": link("post", "/v1/merges:preview", {"recipe": EXACTLY}),
+}
 router = APIRouter(prefix="/v1/deltas", tags=["deltas"], route_class=JsonRoute)
 # Checking decodes the whole delta: two at a time bound the memory that uploads can take.
 _checks = anyio.CapacityLimiter(2)
 
 
-@router.post("", status_code=201, responses={200: {"description": "These bytes are already a version of this name."}})
-@needs(Scope.WRITE)
+@router.post(
+    "",
+    status_code=201,
+    responses={
+        200: {"description": "These bytes are already a version of this name.", "model": Delta, "links": LINKS},
+        201: {"model": Delta, "links": LINKS},
+    },
+    openapi_extra=octets("A delta file."),
+)
+@needs(Scope.WRITE, 409, 413, 415, 422, 507)
 async def upload_delta(
     request: Request,
     response: Response,
@@ -64,15 +86,15 @@ async def upload_delta(
     return _shown(record, engine)
 
 
-@router.get("")
+@router.get("", responses={200: {"model": Deltas}})
 @needs(Scope.READ)
 def list_deltas(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """The current version of every delta, by name."""
     return {"data": [_shown(record, engine) for record in hub.catalog.list_deltas(tenant)]}
 
 
-@router.get("/{delta}")
-@needs(Scope.READ)
+@router.get("/{delta}", responses={200: {"model": DeltaVersions}})
+@needs(Scope.READ, 404, 422)
 def get_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One delta, `name` (its current version) or `name@version`, with all its versions."""
     name, version = split(delta)
@@ -81,8 +103,8 @@ def get_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> 
     return _shown(record, engine) | {"versions": versions}
 
 
-@router.get("/{delta}/file")
-@needs(Scope.READ)
+@router.get("/{delta}/file", response_class=FileResponse, responses={200: {"content": {OCTETS: {}}}})
+@needs(Scope.READ, 404, 422)
 def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
     """The bytes that were uploaded."""
     record = hub.catalog.get_delta(tenant, *split(delta))
@@ -94,15 +116,15 @@ def get_file(delta: str, hub: HubDep, tenant: TenantDep) -> FileResponse:
     )
 
 
-@router.put("/{name}/current")
-@needs(Scope.WRITE)
+@router.put("/{name}/current", responses={200: {"model": Delta}})
+@needs(Scope.WRITE, 400, 404, 409, 413, 422, 507)
 def set_current(name: str, body: CurrentRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Makes a version the one that the bare name means: roll-out and rollback."""
     return _shown(hub.catalog.set_current(tenant, name, body.version, body.expected), engine)
 
 
-@router.post("/{delta}/pin")
-@needs(Scope.ADMIN)
+@router.post("/{delta}/pin", responses={200: {"model": Delta}})
+@needs(Scope.ADMIN, 404, 409, 422)
 def pin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Loads a version, `name` (the current one) or `name@version`, and keeps it in memory until it is unpinned or
     deleted, or the server ends.
@@ -112,8 +134,8 @@ def pin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> 
     return _shown(record, engine)
 
 
-@router.post("/{delta}/unpin")
-@needs(Scope.ADMIN)
+@router.post("/{delta}/unpin", responses={200: {"model": Delta}})
+@needs(Scope.ADMIN, 404, 422)
 def unpin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Leaves it to the cache, like any other."""
     record = hub.catalog.get_delta(tenant, *split(delta))
@@ -121,8 +143,8 @@ def unpin_delta(delta: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -
     return _shown(record, engine)
 
 
-@router.delete("/{delta}")
-@needs(Scope.WRITE)
+@router.delete("/{delta}", responses={200: {"model": DeletedDeltas}})
+@needs(Scope.WRITE, 404, 409, 422, 507)
 def delete_delta(
     delta: str,
     engine: EngineDep,

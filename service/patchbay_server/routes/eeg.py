@@ -15,6 +15,7 @@ from patchbay.store.keys import Scope
 from patchbay_server.access import needs
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.eeg import Prepared, prepared, steps_of
+from patchbay_server.inference_schemas import EegClasses, EegEmbeddings
 from patchbay_server.recordings import (
     FORM_SCHEMA,
     EegEmbedRequest,
@@ -31,8 +32,8 @@ from patchbay_server.threads import run_inference
 router = APIRouter(prefix="/v1/eeg", tags=["inference"], route_class=RecordingRoute)
 
 
-@router.post("/classify", openapi_extra=FORM_SCHEMA)
-@needs(Scope.INFER)
+@router.post("/classify", responses={200: {"model": EegClasses}}, openapi_extra=FORM_SCHEMA)
+@needs(Scope.INFER, 400, 404, 413, 422, 500, 504)
 async def classify(
     request: Request, body: RecordingRequest, engine: EngineDep, resolver: ResolverDep
 ) -> dict[str, Any]:
@@ -41,8 +42,8 @@ async def classify(
     return await run_inference(request, answer, body.timeout)
 
 
-@router.post("/embed", openapi_extra=FORM_SCHEMA)
-@needs(Scope.INFER)
+@router.post("/embed", responses={200: {"model": EegEmbeddings}}, openapi_extra=FORM_SCHEMA)
+@needs(Scope.INFER, 400, 404, 413, 422, 500, 504)
 async def embed(request: Request, body: EegEmbedRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """A unit vector for every window of a recording: the mean of the encoder's last level over channels and time."""
     answer = partial(_embedded, body, file_of(request), engine, resolver, request.app.state.turns)

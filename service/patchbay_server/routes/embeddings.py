@@ -16,6 +16,7 @@ from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, Resolver, ResolverDep
 from patchbay_server.errors import UnsupportedParameter
+from patchbay_server.inference_schemas import Embeddings
 from patchbay_server.logs import note
 from patchbay_server.routes.items import to_inputs
 from patchbay_server.schemas import EmbeddingsRequest
@@ -24,8 +25,8 @@ from patchbay_server.threads import run_inference
 router = APIRouter(prefix="/v1/embeddings", tags=["inference"], route_class=JsonRoute)
 
 
-@router.post("")
-@needs(Scope.INFER)
+@router.post("", responses={200: {"model": Embeddings}})
+@needs(Scope.INFER, 400, 404, 413, 422, 500, 504)
 async def create_embeddings(
     request: Request, body: EmbeddingsRequest, engine: EngineDep, resolver: ResolverDep
 ) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
 from patchbay.errors import StoreUnavailable
 from patchbay.store.base import Catalog
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.answer_schemas import Health, Readiness
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep
 
 router = APIRouter(tags=["health"], route_class=ScopedRoute)
@@ -17,15 +19,15 @@ router = APIRouter(tags=["health"], route_class=ScopedRoute)
 _probe_threads = anyio.CapacityLimiter(2)
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={200: {"model": Health}})
 @needs(None)
 async def healthz() -> dict[str, str]:
     """The process runs; asks nothing else."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
-@needs(None)
+@router.get("/readyz", responses={200: {"model": Readiness}})
+@needs(None, 500, 503)
 async def readyz(engine: EngineDep, hub: HubDep) -> dict[str, str]:
     """The base is loaded and sound, the engine runs, and the catalog answers within two seconds; 5xx otherwise.
 
@@ -51,7 +53,7 @@ async def _ping(catalog: Catalog) -> None:
         raise StoreUnavailable("the catalog does not answer within two seconds") from error
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 @needs(Scope.ADMIN)
 def metrics(metrics: MetricsDep) -> Response:
     """Prometheus' text format."""

@@ -14,12 +14,26 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.answer_schemas import Job as JobAnswer
+from patchbay_server.answer_schemas import Jobs
 from patchbay_server.audit import about
 from patchbay_server.callers import Caller
 from patchbay_server.deps import CallerDep, QueueDep, TenantDep
 from patchbay_server.jobs.base import Event, Job, JobQueue, Json, Key
+from patchbay_server.openapi import link
 from patchbay_server.schemas import Body
 
+JOB = "$response.body#/id"
+LINKS = {
+    "get": link("get", "/v1/jobs/{job}", job=JOB),
+    "cancel": link("delete", "/v1/jobs/{job}", job=JOB),
+    "follow": link("get", "/v1/jobs/{job}/events", job=JOB),
+}
+SUBMITTED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The job that this Idempotency-Key has made.", "model": JobAnswer, "links": LINKS},
+    202: {"model": JobAnswer, "links": LINKS},
+}
+"""`responses` of a route that makes a job."""
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ScopedRoute)
 LOOK_S = 0.2
 MAX_KEY = 255
@@ -35,29 +49,29 @@ def find_job(job: str, queue: QueueDep, tenant: TenantDep) -> Job:
 JobDep = Annotated[Job, Depends(find_job)]
 
 
-@router.get("")
-@needs(Scope.READ)
+@router.get("", responses={200: {"model": Jobs}})
+@needs(Scope.READ, 422)
 def list_jobs(queue: QueueDep, tenant: TenantDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
     """The newest first."""
     return {"data": [to_json(job) for job in queue.list_jobs(tenant, limit)]}
 
 
-@router.get("/{job}")
-@needs(Scope.READ)
+@router.get("/{job}", responses={200: {"model": JobAnswer}})
+@needs(Scope.READ, 404, 422)
 def get_job(job: JobDep) -> dict[str, Any]:
     """One job: its state and progress, and in the end its result or error."""
     return to_json(job)
 
 
-@router.delete("/{job}")
-@needs(Scope.WRITE)
+@router.delete("/{job}", responses={200: {"model": JobAnswer}})
+@needs(Scope.WRITE, 404, 422, 507)
 def cancel_job(job: str, queue: QueueDep, tenant: TenantDep) -> dict[str, Any]:
     """Cancels: a queued job at once, a running one when it next reports. A job that has ended stays as it is."""
     return to_json(queue.cancel(tenant, job))
 
 
 @router.get("/{job}/events", response_class=EventSourceResponse)
-@needs(Scope.READ)
+@needs(Scope.READ, 404, 422)
 async def follow_job(
     job: JobDep,
     queue: QueueDep,

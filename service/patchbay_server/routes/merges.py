@@ -11,17 +11,20 @@ from patchbay.merge import Recipe, parse
 from patchbay.store.base import MergeRecord
 from patchbay.store.keys import Scope
 from patchbay_server.access import needs
+from patchbay_server.answer_schemas import DeletedMerges, Merge, Merges
 from patchbay_server.audit import about
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, TenantDep
 from patchbay_server.documents import MERGEKIT, MergekitRoute
+from patchbay_server.openapi import link
 from patchbay_server.resolve import pin_recipe
 from patchbay_server.schemas import MergeRequest
 
+LINKS = {method: link(method, "/v1/merges/{name}", name="$response.body#/name") for method in ("get", "delete")}
 router = APIRouter(prefix="/v1/merges", tags=["merges"], route_class=MergekitRoute)
 
 
-@router.post("", status_code=201, openapi_extra=MERGEKIT)
-@needs(Scope.WRITE)
+@router.post("", status_code=201, responses={201: {"model": Merge, "links": LINKS}}, openapi_extra=MERGEKIT)
+@needs(Scope.WRITE, 400, 404, 409, 413, 422, 507)
 def save_merge(
     request: Request, body: MergeRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep
 ) -> dict[str, Any]:
@@ -35,22 +38,22 @@ def save_merge(
     return _to_json(hub.save_merge(tenant, body.name, stored))
 
 
-@router.get("")
+@router.get("", responses={200: {"model": Merges}})
 @needs(Scope.READ)
 def list_merges(hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """Every saved merge, by name."""
     return {"data": [_to_json(record) for record in hub.catalog.list_merges(tenant)]}
 
 
-@router.get("/{name}")
-@needs(Scope.READ)
+@router.get("/{name}", responses={200: {"model": Merge}})
+@needs(Scope.READ, 404, 422)
 def get_merge(name: str, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One saved merge with its recipe and the digests it is pinned to."""
     return _to_json(hub.catalog.get_merge(tenant, name))
 
 
-@router.delete("/{name}")
-@needs(Scope.WRITE)
+@router.delete("/{name}", responses={200: {"model": DeletedMerges}})
+@needs(Scope.WRITE, 404, 422, 507)
 def delete_merge(name: str, hub: HubDep, metrics: MetricsDep, tenant: TenantDep) -> dict[str, Any]:
     """Deletes the name; its deltas stay."""
     record = hub.catalog.get_merge(tenant, name)

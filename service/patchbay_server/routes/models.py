@@ -9,13 +9,14 @@ from fastapi import APIRouter
 from patchbay.errors import NotFound
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute, needs
+from patchbay_server.answer_schemas import Model, Models
 from patchbay_server.deps import EngineDep, HubDep, TenantDep
 from patchbay_server.pins import split
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=ScopedRoute)
 
 
-@router.get("")
+@router.get("", responses={200: {"model": Models}})
 @needs(Scope.READ)
 def list_models(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """The base, then deltas and saved merges by name."""
@@ -26,8 +27,8 @@ def list_models(engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, 
     return {"object": "list", "data": data}
 
 
-@router.get("/{name:path}")
-@needs(Scope.READ)
+@router.get("/{name:path}", responses={200: {"model": Model}})
+@needs(Scope.READ, 404, 422)
 def get_model(name: str, engine: EngineDep, hub: HubDep, tenant: TenantDep) -> dict[str, Any]:
     """One model by its name, or a delta's version by `name@version`; expressions are not listed."""
     if "@" in name:

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from patchbay.store.keys import Scope
 from patchbay_server.access import needs
+from patchbay_server.answer_schemas import Preview
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, ResolverDep
 from patchbay_server.schemas import PreviewRequest
@@ -16,8 +17,8 @@ from patchbay_server.schemas import PreviewRequest
 router = APIRouter(prefix="/v1/merges:preview", tags=["merges"], route_class=JsonRoute)
 
 
-@router.post("")
-@needs(Scope.INFER)
+@router.post("", responses={200: {"model": Preview}})
+@needs(Scope.INFER, 400, 404, 413, 422)
 def preview_merge(body: PreviewRequest, engine: EngineDep, resolver: ResolverDep) -> dict[str, Any]:
     """Method, path, bytes and milliseconds of a recipe, and of its terms what says whether they go together."""
     resolved = resolver.recipe(body.recipe)

@@ -15,15 +15,15 @@ from patchbay_server.jobs.files import check_blobs
 from patchbay_server.jobs.handlers import TRANSFER
 from patchbay_server.jobs.inputs import check_retained
 from patchbay_server.pins import split
-from patchbay_server.routes.jobs import SubmitterDep
+from patchbay_server.routes.jobs import SUBMITTED, SubmitterDep
 from patchbay_server.schemas import TransferRequest
 
 router = APIRouter(prefix="/v1/transfers", tags=["jobs"], route_class=JsonRoute)
 BLOBS = ("calibration", "labels", "retained", "retained_labels")
 
 
-@router.post("", status_code=202, responses={200: {"description": "The job that this Idempotency-Key has made."}})
-@needs(Scope.WRITE)
+@router.post("", status_code=202, responses=SUBMITTED)
+@needs(Scope.WRITE, 400, 404, 409, 413, 415, 422, 507)
 def transfer(
     body: TransferRequest, engine: EngineDep, hub: HubDep, tenant: TenantDep, submit: SubmitterDep
 ) -> dict[str, Any]:
