@@ -22,10 +22,11 @@ class Health(Answer):
 
 
 class Readiness(Answer):
-    """`path` is how deltas run by default."""
+    """`path` is how deltas run by default. While the catalog is away what is known goes on."""
 
     status: Literal["ready"]
     path: str
+    catalog: Literal["answers", "away"]
 
 
 class Cached(Answer):

@@ -149,6 +149,7 @@ class Preprocessing(Answer):
     done: list[str]
     dropped: dict[str, str]
     rejected: list[Rejected]
+    warnings: list[str]
     positions_mm: dict[str, list[float]]
 
 
