@@ -52,7 +52,7 @@ demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
 
 test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server and a real S3 server
-	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/e2e/test_stores.py
+	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/jobs tests/e2e/test_stores.py
 
 bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_compression $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \

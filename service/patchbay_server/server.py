@@ -25,7 +25,8 @@ from patchbay.store.hub import Hub, tenants_of
 from patchbay_server import logs
 from patchbay_server.app import create_app
 from patchbay_server.connections import Connection
-from patchbay_server.jobs.sqlite import SqliteQueue
+from patchbay_server.jobs.base import JobQueue
+from patchbay_server.jobs.opened import open_queue
 from patchbay_server.jobs.supervisor import Workers
 from patchbay_server.pins import preload
 from patchbay_server.residents import digest_of
@@ -136,7 +137,7 @@ def serve(settings: Settings) -> None:
 
 
 def _answer(settings: Settings, engine: Engine, hub: Hub, listener: socket.socket) -> None:
-    with closing(SqliteQueue(settings.jobs_path)) as queue, _working(settings, queue), tracing() as traces:
+    with closing(open_queue(settings)) as queue, _working(settings, queue), tracing() as traces:
         app = create_app(settings, engine, hub, queue, traces)
         config = uvicorn.Config(
             app,
@@ -151,7 +152,7 @@ def _answer(settings: Settings, engine: Engine, hub: Hub, listener: socket.socke
 
 
 @contextmanager
-def _working(settings: Settings, queue: SqliteQueue) -> Iterator[None]:
+def _working(settings: Settings, queue: JobQueue) -> Iterator[None]:
     workers = Workers(settings, queue)
     workers.start()
     try:

@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     max_recording_bytes: Bytes = Field(default=64 << 20, gt=0, description="Cap of a body of /v1/eeg.")
     max_blob_bytes: Bytes = Field(default=64 << 30, gt=0, description="Cap of one blob.")
     workers: int = Field(default=1, ge=0, le=64, description="Processes for compression jobs; 0 leaves them to others.")
-    jobs_db: Path | None = Field(default=None, description="The queue of jobs; jobs.db in the store by default.")
+    jobs_db: Path | None = Field(
+        default=None, description="The queue of jobs; in Redis with the catalog, else jobs.db in the store, by default."
+    )
     delta_cache_bytes: Bytes = Field(default=4 << 30, ge=0, description="Deltas in memory, those in use included.")
     plan_cache_bytes: Bytes = Field(default=1 << 30, ge=0, description="Plans and merged deltas kept in memory.")
     kv_bytes: Bytes = Field(default=1 << 30, ge=1 << 20, description="Keys and values of texts under way.")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -14,29 +12,13 @@ import pytest
 from tests import pico
 from tests.e2e.processes import Forker, forking
 from tests.service.serving import assert_error, ok
-from tests.store.redis_server import running_redis
+from tests.store.redis_server import RestartableRedis
 from tests.stores.moto_server import CREDENTIALS, make_bucket, s3_endpoint
 from tests.waiting import until
 
 __all__ = ["s3_endpoint"]
 
 IMAGE = {"array": [[[0.1] * pico.IMAGE] * pico.IMAGE] * 3}
-
-
-@dataclass(slots=True)
-class Redis:
-    """A redis-server that can be killed and started again, with its data and on its port."""
-
-    options: list[str]
-    url: str = ""
-    _running: ExitStack = field(default_factory=ExitStack)
-
-    def start(self) -> None:
-        port = int(self.url.rpartition(":")[2].partition("/")[0]) if self.url else None
-        self.url = self._running.enter_context(running_redis(*self.options, port=port))
-
-    def kill(self) -> None:
-        self._running.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +42,8 @@ def classify(client: httpx2.Client, model: str) -> httpx2.Response:
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    redis = Redis(["--dir", str(tmp_path_factory.mktemp("redis")), "--appendfsync", "always"])
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableRedis]:
+    redis = RestartableRedis(["--dir", str(tmp_path_factory.mktemp("redis")), "--appendfsync", "always"])
     redis.start()
     yield redis
     redis.kill()
@@ -73,7 +55,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def forker(model_folder: Callable[..., Path], store: Path, s3_endpoint: str, redis: Redis) -> Iterator[Forker]:
+def forker(
+    model_folder: Callable[..., Path], store: Path, s3_endpoint: str, redis: RestartableRedis
+) -> Iterator[Forker]:
     """Servers on one catalog, one bucket and one folder for the cache."""
     stores = {"PATCHBAY_STORE_URL": redis.url, "PATCHBAY_BLOB_URL": make_bucket(s3_endpoint), "PATCHBAY_WORKERS": "0"}
     with forking(model_folder("vit"), store, **CREDENTIALS, AWS_ENDPOINT_URL=s3_endpoint, **stores) as forker:
@@ -104,7 +88,7 @@ def test_blobs_in_s3_are_served_after_a_restart_with_an_empty_cache(
 
 
 def test_a_lost_catalog_stops_changes_and_not_what_is_resident(
-    forker: Forker, deltas: dict[str, bytes], redis: Redis
+    forker: Forker, deltas: dict[str, bytes], redis: RestartableRedis
 ) -> None:
     client = forker.start()
     before = ok(classify(client, "math"))

@@ -2,174 +2,131 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.e2e.processes import ENVIRONMENT, ended
+from tests.jobs.killing import Forker, Outcome, forking_workers, search_spec
 from tests.long import LONG
-from tests.service.compressing import blobs_of, digest_of
+from tests.waiting import until
 
-from patchbay.checkpoint import Checkpoint
-from patchbay.store import FileBlobs, Hub, SqliteCatalog
-from patchbay_server.jobs.base import Job, Json, State
-from patchbay_server.jobs.sqlite import SqliteQueue
+from patchbay.store import Hub
+from patchbay_server.jobs.base import Job, JobQueue, Json, State
+from patchbay_server.jobs.opened import open_queue
+from patchbay_server.settings import Settings
+from patchbay_server.stores.opened import open_store
 
-FORKING = Path(__file__).with_name("forking.py")
-ROOT = Path(__file__).parents[2]
 KILLS = 11 if LONG else 5
-EVALUATIONS = 60  # at most
 BOUNDS = {"target_size": {"target_size": 15_000}, "target_kl": {"target_kl": 0.00003}}
-TEXTS = b"the cat runs\na big dog eats one fox\nmy owl likes good film\nbad\nred green two is not small\n"
-LABELS = b"cat\ndog\nowl\ncat\ndog\n"
-DEADLINE_S = 60.0
+FEW = {"target_size": 15_000, "evaluations": 24}
+SHORT_LEASE_S = 2.0
 T = "default"
 
 
-class Forker:
-    """Real workers, one at a time."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        self._orders, self._answers = process.stdin, process.stdout
-        self.count, self.worker = 0, 0
-
-    @property
-    def owner(self) -> str:
-        return f"worker-{self.count}"
-
-    def start(self, store: Path) -> None:
-        self.count += 1
-        self._orders.write(f"{self.owner} {store}\n")
-        self._orders.flush()
-        self.worker = int(self._answers.readline())
-
-    def kill(self, queue: SqliteQueue) -> None:
-        """And say so, as the server does that watches its workers."""
-        self.close()
-        queue.expire(self.owner)
-
-    def close(self) -> None:
-        if self.worker:
-            os.kill(self.worker, signal.SIGKILL)
-        self.worker = 0
+@pytest.fixture(scope="module")
+def base(model_folder: Callable[..., Path]) -> Path:
+    return model_folder("bert_classifier")
 
 
 @pytest.fixture(scope="module")
-def forker(model_folder: Callable[..., Path]) -> Iterator[Forker]:
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(ROOT)])}
-    process = subprocess.Popen(
-        [sys.executable, str(FORKING), str(model_folder("bert_classifier"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    with ended(process):
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        forker = Forker(process)
-        try:
-            yield forker
-        finally:
-            forker.close()  # it holds the pipes that the end waits for
+def tuned(finetune_folder: Callable[..., Path]) -> Path:
+    return finetune_folder("bert_classifier")
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+@pytest.fixture(scope="module")
+def forker(base: Path) -> Iterator[Forker]:
+    with forking_workers(base) as forker:
+        yield forker
 
 
-@pytest.fixture
-def request_of(
-    model_folder: Callable[..., Path], finetune_folder: Callable[..., Path]
-) -> Callable[[Path, Mapping[str, object]], Json]:
-    """The spec of a search on calibration inputs, whose blobs are put into the store."""
-
-    def make(store: Path, bound: Mapping[str, object]) -> Json:
-        named = blobs_of(finetune_folder("bert_classifier"))
-        with closing(FileBlobs(store / "blobs")) as blobs:
-            for data in [TEXTS, LABELS, *(data for _, data in named.values())]:
-                temp = blobs.new_temp()
-                temp.write_bytes(data)
-                blobs.put(temp, digest_of(data))
-        request = {
-            "name": "math",
-            "files": {name: digest for name, (digest, _) in named.items()},
-            "calibration": digest_of(TEXTS),
-            "labels": digest_of(LABELS),
-            "score": "log_likelihood",
-            "evaluations": EVALUATIONS,
-        }
-        fingerprint = Checkpoint.open(model_folder("bert_classifier")).fingerprint
-        return {"request": request | bound, "fingerprint": fingerprint}
-
-    return make
+@pytest.fixture(params=["s3", "redis"] if LONG else ["s3"])
+def far_stores(request: pytest.FixtureRequest, redis_database: str) -> dict[str, str]:
+    """Settings of a catalog and blobs that other hosts reach."""
+    if request.param == "redis":
+        return {"store_url": redis_database, "blob_url": redis_database}
+    return {"store_url": redis_database, "blob_url": request.getfixturevalue("new_bucket")()}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The ended job, its evaluations, and the bytes of every delta there is."""
-
-    job: Job
-    evaluations: list[Json]
-    deltas: list[bytes]
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """Without the time that it took."""
-        assert self.job.result is not None, self.job.error
-        return {name: value for name, value in self.job.result["report"].items() if name != "seconds"}
-
-
-def is_over(queue: SqliteQueue, job: Job) -> bool:
+def is_over(queue: JobQueue, job: Job) -> bool:
     return queue.get(T, job.id).state.is_final
 
 
-def run(forker: Forker, store: Path, spec: Json, kills: int, evaluations: int) -> Outcome:
-    """A job whose worker is killed `kills` times, in the middle of a search of that many evaluations."""
+def run_killed(forker: Forker, store: Path, queue: JobQueue, job: Job, kills: int, evaluations: int) -> None:
+    """The job's worker is killed `kills` times, in the middle of a search of that many evaluations."""
     source = random.Random(kills)
-    with closing(SqliteQueue(store / "jobs.db")) as queue:
-        job, _ = queue.submit(T, "compression", spec)
-        for kill in range(kills):
-            forker.start(store)
-            # At least one evaluation further, so that no job is given up, then anywhere: even in the last one's commit.
-            further = 1 + len(queue.evaluations(job.id)) + source.randrange(evaluations // kills)
-            wanted = min(further, evaluations - (kills - kill - 1))
-            wait_for(lambda wanted=wanted: len(queue.evaluations(job.id)) >= wanted or is_over(queue, job))
-            time.sleep(source.random() * 0.02)
-            forker.kill(queue)
-            assert not is_over(queue, job), queue.get(T, job.id).error
-        forker.start(store)
-        wait_for(lambda: is_over(queue, job))
-        forker.kill(queue)
-        done, found = queue.get(T, job.id), queue.evaluations(job.id)
-    with closing(Hub(SqliteCatalog(store / "catalog.db"), FileBlobs(store / "blobs"), frozenset())) as hub:
-        digests = [record.digest for record in hub.catalog.list_versions(T, "math")]
-        return Outcome(done, found, [hub.open_blob(digest).read_bytes() for digest in digests])
+    for kill in range(kills):
+        forker.start(f"worker-{kill}", store)
+        # At least one evaluation further, so that no job is given up, then anywhere: even in the last one's commit.
+        further = 1 + len(queue.evaluations(job.id)) + source.randrange(evaluations // kills)
+        wanted = min(further, evaluations - (kills - kill - 1))
+        until(lambda wanted=wanted: len(queue.evaluations(job.id)) >= wanted or is_over(queue, job))
+        time.sleep(source.random() * 0.02)
+        forker.kill(f"worker-{kill}")
+        queue.expire(f"worker-{kill}")  # as the server says that watches its workers
+        assert not is_over(queue, job), queue.get(T, job.id).error
+    forker.start("last", store)
+    until(lambda: is_over(queue, job))
+    forker.kill("last")
+
+
+def outcome(queue: JobQueue, hub: Hub, job: Job) -> Outcome:
+    done = queue.get(T, job.id)
+    assert done.state is State.DONE and done.result is not None, done.error
+    [record] = hub.catalog.list_versions(T, "math")  # the same bytes again are the same version
+    assert done.result["delta"]["digest"] == record.digest
+    return Outcome(done, queue.evaluations(job.id), hub.open_blob(record.digest).read_bytes())
+
+
+def run(forker: Forker, store: Path, make_spec: Callable[[Hub], Json], kills: int, evaluations: int) -> Outcome:
+    settings = Settings(base="-", store=store)
+    store.mkdir()
+    with closing(open_queue(settings)) as queue, closing(open_store(settings)) as hub:
+        job, _ = queue.submit(T, "compression", make_spec(hub))
+        run_killed(forker, store, queue, job, kills, evaluations)
+        return outcome(queue, hub, job)
 
 
 @pytest.mark.parametrize("bound", BOUNDS if LONG else ["target_size"])
 def test_killed_again_and_again_it_ends_in_identical_weights(
-    forker: Forker, request_of: Callable[[Path, Mapping[str, object]], Json], tmp_path: Path, bound: str
+    forker: Forker, base: Path, tuned: Path, tmp_path: Path, bound: str
 ) -> None:
-    folders = tmp_path / "whole", tmp_path / "killed"
-    specs = [request_of(folder, BOUNDS[bound]) for folder in folders]
-    whole = run(forker, folders[0], specs[0], kills=0, evaluations=0)
-    killed = run(forker, folders[1], specs[1], kills=KILLS, evaluations=len(whole.evaluations))
-    assert (whole.job.state, whole.job.attempt) == (State.DONE, 1)
-    assert (killed.job.state, killed.job.attempt) == (State.DONE, KILLS + 1)
+    def make_spec(hub: Hub) -> Json:
+        return search_spec(hub.blobs, base, tuned, BOUNDS[bound])
+
+    whole = run(forker, tmp_path / "whole", make_spec, kills=0, evaluations=0)
+    killed = run(forker, tmp_path / "killed", make_spec, kills=KILLS, evaluations=len(whole.evaluations))
+    assert (whole.job.attempt, killed.job.attempt) == (1, KILLS + 1)
     assert len(whole.evaluations) > 2 * KILLS and killed.evaluations == whole.evaluations
-    assert len(whole.deltas) == 1 and killed.deltas == whole.deltas
-    assert killed.report == whole.report
-    assert not [path for path in (folders[1] / "blobs" / "tmp").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert killed.delta == whole.delta and killed.report == whole.report
+    temps = (tmp_path / "killed" / "blobs" / "tmp").rglob("*")
+    assert not [path for path in temps if path.is_file() and path.name != ".lock"]
+
+
+def test_another_host_ends_the_jobs_of_one_that_was_killed(
+    forker: Forker, base: Path, tuned: Path, tmp_path: Path, far_stores: dict[str, str]
+) -> None:
+    """Two workers that share nothing but a catalog in Redis and remote blobs, and nobody who says which one is dead."""
+
+    def make_spec(hub: Hub) -> Json:
+        return search_spec(hub.blobs, base, tuned, FEW)
+
+    whole = run(forker, tmp_path / "whole", make_spec, kills=0, evaluations=0)
+    settings = Settings(base="-", store=tmp_path / "here", **far_stores)
+    with closing(open_queue(settings)) as queue, closing(open_store(settings)) as hub:
+        jobs = [queue.submit(T, "compression", make_spec(hub))[0] for _ in range(2)]
+        for owner in ("ann", "bob"):
+            forker.start(owner, tmp_path / owner, SHORT_LEASE_S, **far_stores)
+        until(lambda: all(len(queue.evaluations(job.id)) > 3 for job in jobs))
+        [first, second] = queue.running()
+        assert {first.owner, second.owner} == {"ann", "bob"}
+        forker.kill(str(first.owner))
+        until(lambda: all(is_over(queue, job) for job in jobs))
+        forker.kill(str(second.owner))
+        taken, other = (outcome(queue, hub, job) for job in jobs)
+    assert (taken.job.attempt, other.job.attempt) == (2, 1)
+    assert taken.evaluations == other.evaluations == whole.evaluations
+    assert taken.delta == other.delta == whole.delta and taken.report == whole.report
+    assert not (tmp_path / "ann" / "jobs.db").exists() and not (tmp_path / "bob" / "blobs").exists()

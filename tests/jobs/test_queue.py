@@ -11,10 +11,24 @@ from pathlib import Path
 
 import pytest
 from tests.jobs.clocks import Clock
+from tests.jobs.queues import Place
 
 from patchbay.errors import NotFound, StoreUnavailable
-from patchbay_server.jobs.base import MAX_LOSSES, IdempotencyConflict, Job, JobQueue, Key, LeaseLost, State, lease_of
+from patchbay_server.jobs import redis as redis_queue
+from patchbay_server.jobs import sqlite as sqlite_queue
+from patchbay_server.jobs.base import (
+    KEPT_S,
+    MAX_LOSSES,
+    IdempotencyConflict,
+    Job,
+    JobQueue,
+    Key,
+    LeaseLost,
+    State,
+    lease_of,
+)
 from patchbay_server.jobs.sqlite import SqliteQueue
+from patchbay_server.limits import LimitReached
 
 LEASE_S = 30.0
 T = "default"
@@ -70,7 +84,8 @@ def test_those_that_run_whoever_they_are_of(queue: JobQueue) -> None:
     assert [job.id for job in queue.running()] == jobs[1:2]
 
 
-def test_many_threads_and_two_connections_share_the_jobs_out(queue: JobQueue, tmp_path: Path) -> None:
+def test_many_threads_and_two_connections_share_the_jobs_out(place: Place) -> None:
+    queue, other = place(), place()
     jobs = {submit(queue, number).id for number in range(12)}
     taken: list[str] = []
 
@@ -78,12 +93,11 @@ def test_many_threads_and_two_connections_share_the_jobs_out(queue: JobQueue, tm
         while (job := mine.claim(owner, LEASE_S)) is not None:
             taken.append(job.id)
 
-    with closing(SqliteQueue(tmp_path / "jobs.db", lambda: 1000.0)) as other:
-        threads = [threading.Thread(target=take, args=[mine, f"{n}"]) for n, mine in enumerate((queue, other) * 2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    threads = [threading.Thread(target=take, args=[mine, f"{n}"]) for n, mine in enumerate((queue, other) * 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert sorted(taken) == sorted(jobs)
 
 
@@ -107,6 +121,7 @@ WRITES: dict[str, Write] = {
     "add_evaluation": lambda queue, job: queue.add_evaluation(lease_of(job), 0, {"point": [0.0], "score": 9.0}),
     "finish": lambda queue, job: queue.finish(lease_of(job), State.DONE, result={"stale": True}),
     "release": lambda queue, job: queue.release(lease_of(job)),
+    "retry": lambda queue, job: queue.retry(lease_of(job), {"stale": True}, 0),
 }
 ENDS: dict[str, Callable[[JobQueue, Job, Clock], object]] = {
     "taken by another": lambda queue, job, clock: (clock.pass_by(LEASE_S), claim(queue, "bob")),
@@ -148,6 +163,115 @@ def test_a_job_that_gets_somewhere_may_lose_any_number(queue: JobQueue, clock: C
         queue.add_evaluation(lease_of(taken), number, {"point": [1.0], "score": float(number)})
         clock.pass_by(LEASE_S)
     assert claim(queue).losses == 1
+
+
+def test_an_attempt_that_failed_is_made_again_after_a_while(queue: JobQueue, clock: Clock) -> None:
+    job, later = submit(queue, 1), submit(queue, 2)
+    queue.retry(lease_of(claim(queue)), {"code": "away"}, 60)
+    waiting = queue.get(T, job.id)
+    assert (waiting.state, waiting.owner, waiting.losses, waiting.error) == (State.QUEUED, None, 1, {"code": "away"})
+    assert claim(queue).id == later.id  # others do not wait for it
+    clock.pass_by(59)
+    assert queue.claim("ann", LEASE_S) is not None  # the lease of the other one has run out
+    assert queue.claim("ann", LEASE_S) is None
+    clock.pass_by(1)
+    again = claim(queue)
+    assert (again.id, again.attempt, again.losses, again.error) == (job.id, 2, 1, None)
+
+
+def test_a_job_that_always_fails_ends_with_its_last_error(queue: JobQueue, clock: Clock) -> None:
+    job = submit(queue)
+    for number in range(MAX_LOSSES):
+        assert queue.get(T, job.id).state is State.QUEUED
+        queue.retry(lease_of(claim(queue)), {"number": number}, 0)
+    failed = queue.get(T, job.id)
+    assert (failed.state, failed.error, failed.attempt) == (State.FAILED, {"number": MAX_LOSSES - 1}, MAX_LOSSES)
+    assert queue.claim("ann", LEASE_S) is None
+
+
+def test_a_failure_and_a_killed_worker_count_alike(queue: JobQueue, clock: Clock) -> None:
+    job = submit(queue)
+    queue.retry(lease_of(claim(queue)), {"code": "away"}, 0)
+    for _ in range(MAX_LOSSES - 1):
+        claim(queue)
+        clock.pass_by(LEASE_S)
+    assert queue.claim("ann", LEASE_S) is None
+    failed = queue.get(T, job.id)
+    assert failed.error is not None and failed.error["code"] == "worker_lost"  # what was last
+
+
+def test_what_was_cancelled_meanwhile_is_not_tried_again(queue: JobQueue) -> None:
+    job = submit(queue)
+    for _ in range(MAX_LOSSES - 1):
+        queue.retry(lease_of(claim(queue)), {}, 0)
+    taken = claim(queue)
+    queue.cancel(T, job.id)
+    queue.retry(lease_of(taken), {"code": "away"}, 60)
+    cancelled = queue.get(T, job.id)
+    assert (cancelled.state, cancelled.error, cancelled.lease_until) == (State.CANCELLED, None, None)
+
+
+def test_a_waiting_job_is_cancelled_at_once(queue: JobQueue) -> None:
+    job = submit(queue)
+    queue.retry(lease_of(claim(queue)), {"code": "away"}, 60)
+    assert queue.cancel(T, job.id).state is State.CANCELLED
+
+
+def test_as_many_as_the_tenant_may_have(queue: JobQueue) -> None:
+    key = Key("k", "hash")
+    first, _ = queue.submit(T, "search", {}, key, most=2)
+    queue.submit(T, "search", {}, most=2)
+    with pytest.raises(LimitReached, match="2 jobs queued or running"):
+        queue.submit(T, "search", {}, most=2)
+    assert queue.submit(T, "search", {}, key, most=2) == (first, False)
+    queue.submit("other", "search", {}, most=1)
+    queue.cancel(T, first.id)
+    queue.submit(T, "search", {}, most=2)
+    assert queue.count_states()[State.QUEUED] == 3
+
+
+def test_what_was_over_long_ago_is_forgotten(queue: JobQueue, clock: Clock) -> None:
+    key = Key("k", "hash")
+    old, _ = queue.submit(T, "search", {}, key)
+    queue.add_evaluation(lease_of(claim(queue)), 0, {"point": [], "score": 1.0})
+    running = submit(queue)
+    queue.finish(lease_of(queue.get(T, old.id)), State.DONE)
+    claim(queue)
+    clock.pass_by(KEPT_S - 1)
+    submit(queue)
+    assert queue.find_key(T, key) == queue.get(T, old.id)
+    clock.pass_by(1)
+    submit(queue)
+    with pytest.raises(NotFound):
+        queue.get(T, old.id)
+    assert (queue.events(old.id, 0), queue.evaluations(old.id), queue.find_key(T, key)) == ([], [], None)
+    assert queue.get(T, running.id).state is State.RUNNING and len(queue.list_jobs(T, 10)) == 3
+    assert queue.count_states() == dict.fromkeys(State, 0) | {State.RUNNING: 1, State.QUEUED: 2}
+    assert queue.submit(T, "search", {}, Key("k", "other"))[1]
+
+
+def test_a_new_job_does_not_wait_for_many_to_be_forgotten(
+    queue: JobQueue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (redis_queue, sqlite_queue):
+        monkeypatch.setattr(module, "FORGOTTEN", 2)
+    for number in range(5):
+        queue.cancel(T, submit(queue, number).id)
+        clock.pass_by(1)
+    clock.pass_by(KEPT_S)
+    submit(queue)
+    assert [job.spec["number"] for job in queue.list_jobs(T, 10)] == [0, 4, 3, 2]
+
+
+def test_what_open_jobs_read(queue: JobQueue) -> None:
+    digests = [f"sha256:{number:064x}" for number in range(3)]
+    for digest in digests:
+        queue.submit(T, "search", {"request": {"files": {"a": digest}}})
+    queue.cancel(T, queue.list_jobs(T, 1)[0].id)
+    assert queue.digests() == set(digests[:2])
+    queue.finish(lease_of(claim(queue)), State.DONE)
+    claim(queue)
+    assert queue.digests() == {digests[1]}
 
 
 def test_a_worker_that_leaves_is_no_loss(queue: JobQueue) -> None:
@@ -239,14 +363,14 @@ def test_evaluations_come_back_bit_for_bit(queue: JobQueue) -> None:
         queue.add_evaluation(lease, 5, {"point": points, "score": 0.0})
 
 
-def test_all_of_it_is_there_after_reopening(queue: JobQueue, tmp_path: Path) -> None:
+def test_all_of_it_is_there_for_another_connection(queue: JobQueue, place: Place) -> None:
     job = submit(queue)
     queue.add_evaluation(lease_of(claim(queue)), 0, {"point": [1.0], "score": 2.0})
-    with closing(SqliteQueue(tmp_path / "jobs.db")) as again:
-        assert again.get(T, job.id) == queue.get(T, job.id)
-        assert again.events(job.id, 0) == queue.events(job.id, 0)
-        assert again.evaluations(job.id) == [{"point": [1.0], "score": 2.0}]
-        assert again.count_states() == {state: int(state is State.RUNNING) for state in State}
+    again = place()
+    assert again.get(T, job.id) == queue.get(T, job.id)
+    assert again.events(job.id, 0) == queue.events(job.id, 0)
+    assert again.evaluations(job.id) == [{"point": [1.0], "score": 2.0}]
+    assert again.count_states() == {state: int(state is State.RUNNING) for state in State}
 
 
 def test_a_database_that_is_not_ours_or_not_yet(tmp_path: Path) -> None:

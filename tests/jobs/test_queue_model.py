@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from tests.jobs.clocks import Clock
+from tests.jobs.queues import new_place
 
 from patchbay_server.jobs.base import MAX_LOSSES, IdempotencyConflict, Key, Lease, LeaseLost, State
-from patchbay_server.jobs.sqlite import SqliteQueue
 
 T = "default"
 LEASE_S = 10.0
@@ -42,18 +42,20 @@ class Row:
 
 
 class QueueMachine(RuleBasedStateMachine):
+    kind: ClassVar[str]
+    server: ClassVar[str | None]
+
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
+        self.opened = ExitStack()
         self.clock = Clock()
-        self.queue = SqliteQueue(Path(self.folder.name) / "jobs.db", self.clock)
+        self.queue = self.opened.enter_context(new_place(self.kind, self.server, self.clock))()
         self.rows: dict[str, Row] = {}
         self.keys: dict[str, tuple[str, str]] = {}
         self.leases: list[Lease] = []
 
     def teardown(self) -> None:
-        self.queue.close()
-        self.folder.cleanup()
+        self.opened.close()
 
     @rule(key=st.none() | st.sampled_from("kl"), body=st.sampled_from("xy"))
     def submit(self, key: str | None, body: str) -> None:
@@ -74,7 +76,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.queue.claim(owner, LEASE_S)
         for name, row in self.rows.items():
             lost = row.state == "running"
-            if row.state != "queued" and not (lost and row.lease_until <= self.clock.now):
+            if row.state not in ("queued", "running") or row.lease_until > self.clock.now:
                 continue
             if row.cancelling:
                 row.become("cancelled")
@@ -141,6 +143,27 @@ class QueueMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         if row := self.writes(data, lambda lease, row: self.queue.release(lease)):
             row.become("cancelled" if row.cancelling else "queued")
+            row.lease_until = 0.0
+
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, LEASE_S]))
+    def retry(self, data: st.DataObject, seconds: float) -> None:
+        row = self.writes(data, lambda lease, row: self.queue.retry(lease, {"code": "away"}, seconds))
+        if row is None:
+            return
+        row.losses += 1
+        if row.losses >= MAX_LOSSES and not row.cancelling:
+            row.become("failed")
+        else:
+            row.become("cancelled" if row.cancelling else "queued")
+            row.lease_until = self.clock.now + seconds
+
+    @rule(owner=owners)
+    def release_owner(self, owner: str) -> None:
+        self.queue.release_owner(owner)
+        for row in self.rows.values():
+            if row.holder and row.holder.owner == owner:
+                row.become("cancelled" if row.cancelling else "queued")
+                row.lease_until = 0.0
 
     @rule(owner=owners)
     def expire(self, owner: str) -> None:
@@ -166,6 +189,8 @@ class QueueMachine(RuleBasedStateMachine):
     def every_job_is_as_the_model_says(self) -> None:
         found = {job.id: job for job in self.queue.list_jobs(T, 1000)}
         assert list(found)[::-1] == list(self.rows)
+        counts = Counter(row.state for row in self.rows.values())
+        assert self.queue.count_states() == {state: counts[state] for state in State}
         for name, row in self.rows.items():
             job = found[name]
             assert (job.state, job.attempt, job.losses, job.cancelling) == (
@@ -181,11 +206,15 @@ class QueueMachine(RuleBasedStateMachine):
             assert [event.data.get("state", event.kind) for event in events] == row.events
 
 
-def test_random_histories() -> None:
+def test_random_histories(kind: str, server: str | None) -> None:
+    class Here(QueueMachine):
+        pass
+
+    Here.kind, Here.server = kind, server
     run_state_machine_as_test(
-        QueueMachine,
+        Here,
         settings=settings(
-            max_examples=25,
+            max_examples=15,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -9,10 +9,10 @@ import pytest
 from tests.jobs.clocks import Clock
 from tests.jobs.searching import search
 
-from patchbay.errors import InvalidRecipe, StoreFull
-from patchbay_server.jobs.base import Job, JobQueue, Json, State, lease_of
+from patchbay.errors import InvalidRecipe, StoreFull, StoreUnavailable
+from patchbay_server.jobs.base import MAX_LOSSES, Job, JobQueue, Json, State, lease_of
 from patchbay_server.jobs.run import REPORT_S, Cancelled, Run
-from patchbay_server.jobs.worker import Handler, Worker
+from patchbay_server.jobs.worker import RETRY_S, Handler, Worker
 
 LEASE_S = 30.0
 T = "default"
@@ -70,7 +70,7 @@ def test_the_next_attempt_goes_on_where_the_last_was_lost(queue: JobQueue, losse
 
 
 @pytest.mark.parametrize(
-    ("error", "message", "kind", "code"),
+    ("error", "message", "type_", "code"),
     [
         (InvalidRecipe("too dense", param="density"), "too dense", "invalid_request_error", "invalid_recipe"),
         (StoreFull("no space"), "no space", "server_error", "store_full"),
@@ -78,7 +78,7 @@ def test_the_next_attempt_goes_on_where_the_last_was_lost(queue: JobQueue, losse
     ],
 )
 def test_a_failure_has_the_shape_of_an_error(
-    queue: JobQueue, error: Exception, message: str, kind: str, code: str
+    queue: JobQueue, error: Exception, message: str, type_: str, code: str
 ) -> None:
     def fail(run: Run) -> Json:
         raise error
@@ -87,9 +87,42 @@ def test_a_failure_has_the_shape_of_an_error(
     param = getattr(error, "param", None)
     assert (job.state, job.error) == (
         State.FAILED,
-        {"message": message, "type": kind, "param": param, "code": code},
+        {"message": message, "type": type_, "param": param, "code": code},
     )
     assert run_one(queue, search).state is State.DONE
+
+
+def test_a_store_that_is_away_ends_the_attempt_and_not_the_job(queue: JobQueue, clock: Clock) -> None:
+    def interrupted(run: Run) -> Json:
+        if len(run.history) < 10:
+            run.on_evaluation([0.0], 1.0)
+            raise StoreUnavailable(f"away at {len(run.history)}")
+        return {}
+
+    worker = Worker(queue, "ann", lambda: {"search": interrupted}, LEASE_S)
+    job, _ = queue.submit(T, "search", SPEC)
+    for number in range(1, 11):
+        assert worker.run_one()
+        waiting = queue.get(T, job.id)
+        assert (waiting.state, waiting.losses) == (State.QUEUED, 1)  # it gets somewhere, so it is never given up
+        assert waiting.error is not None and waiting.error["message"] == f"away at {number}"
+        assert not worker.run_one()
+        clock.pass_by(RETRY_S)
+    assert worker.run_one() and queue.get(T, job.id).state is State.DONE
+
+
+def test_a_store_that_stays_away_ends_the_job_with_the_last_error(queue: JobQueue, clock: Clock) -> None:
+    def fail(run: Run) -> Json:
+        raise StoreUnavailable(f"attempt {run.job.attempt}")
+
+    worker = Worker(queue, "ann", lambda: {"search": fail}, LEASE_S)
+    job, _ = queue.submit(T, "search", SPEC)
+    while worker.run_one():
+        clock.pass_by(RETRY_S)
+    failed = queue.get(T, job.id)
+    assert (failed.state, failed.attempt) == (State.FAILED, MAX_LOSSES)
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["message"]) == ("store_unavailable", f"attempt {MAX_LOSSES}")
 
 
 def test_a_kind_that_nobody_knows(queue: JobQueue) -> None:

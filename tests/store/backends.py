@@ -45,11 +45,11 @@ def _maker(kind: str, redis_url: str | None, opened: ExitStack) -> Store:
         return lambda: SqliteCatalog(folder / "catalog.db")
     if kind == "fakeredis":
         server = fakeredis.FakeServer()
-        return lambda: RedisCatalog("redis://fake", client=_fake_client(server))
+        return lambda: RedisCatalog("redis://fake", client=fake_client(server))
     assert redis_url is not None
     prefix = uuid.uuid4().hex
     return lambda: RedisCatalog(redis_url, prefix)
 
 
-def _fake_client(server: fakeredis.FakeServer) -> redis.Redis:
+def fake_client(server: fakeredis.FakeServer) -> redis.Redis:
     return _FakeRedis(server=server, decode_responses=True)

@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,35 @@ def running_redis(*options: str, port: int | None = None) -> Iterator[str]:
             process.wait()
 
 
+@dataclass(slots=True)
+class RestartableRedis:
+    """A redis-server that can be killed and started again, with its data and on its port."""
+
+    options: list[str]
+    url: str = ""
+    _running: ExitStack = field(default_factory=ExitStack)
+
+    def start(self) -> None:
+        port = int(self.url.rpartition(":")[2].partition("/")[0]) if self.url else None
+        self.url = self._running.enter_context(running_redis(*self.options, port=port))
+
+    def kill(self) -> None:
+        self._running.close()
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     with running_redis() as url:
         yield url
+
+
+@pytest.fixture
+def redis_database(redis_url: str) -> str:
+    """One of the server's databases, empty, for what takes the product's own prefix."""
+    url = redis_url.removesuffix("/0") + "/9"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
 
 
 def free_port() -> int:

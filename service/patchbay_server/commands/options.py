@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 JSON_KEY = "patchbay.json"
+JOBS_DEFAULT = "in Redis with the catalog, else jobs.db in the store"
 
 
 def _remember(context: typer.Context, value: bool) -> bool:
@@ -29,9 +30,13 @@ StoreUrlOption = Annotated[
     str | None,
     typer.Option(envvar="PATCHBAY_STORE_URL", show_default="sqlite in the store", help="The server's catalog."),
 ]
+BlobUrlOption = Annotated[
+    str | None,
+    typer.Option(envvar="PATCHBAY_BLOB_URL", show_default="files in the store", help="The server's blobs."),
+]
 JobsDbOption = Annotated[
     Path | None,
-    typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The server's queue of jobs."),
+    typer.Option(envvar="PATCHBAY_JOBS_DB", show_default=JOBS_DEFAULT, help="The server's queue of jobs."),
 ]
 UrlOption = Annotated[
     str, typer.Option(envvar="PATCHBAY_URL", help="The running server; its key is read from PATCHBAY_API_KEY.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbay.errors import InputError
-from patchbay_server.commands.options import JsonOption
+from patchbay_server.commands.options import JOBS_DEFAULT, JsonOption
 from patchbay_server.commands.output import print_json
 from patchbay_server.commands.quiet import silence_libraries
 
@@ -66,7 +66,7 @@ def serve(
     ] = None,
     jobs_db: Annotated[
         Path | None,
-        typer.Option(envvar="PATCHBAY_JOBS_DB", show_default="jobs.db in the store", help="The queue of jobs."),
+        typer.Option(envvar="PATCHBAY_JOBS_DB", show_default=JOBS_DEFAULT, help="The queue of jobs, a SQLite file."),
     ] = None,
     kv_bytes: Annotated[
         str | None,

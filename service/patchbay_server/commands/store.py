@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchbay.errors import InputError
-from patchbay_server.commands.options import JobsDbOption, JsonOption, StoreOption, StoreUrlOption
+from patchbay_server.commands.options import BlobUrlOption, JobsDbOption, JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json, progress, size_text
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from patchbay_server.jobs.base import JobQueue
 
 store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there.")
-BlobOption = Annotated[
-    str | None, typer.Option(envvar="PATCHBAY_BLOB_URL", show_default="files in the store", help="The servers' blobs.")
-]
 DAY_S = 86_400.0
 
 
@@ -29,7 +26,7 @@ DAY_S = 86_400.0
 def gc(
     store: StoreOption = None,
     store_url: StoreUrlOption = None,
-    blob_url: BlobOption = None,
+    blob_url: BlobUrlOption = None,
     jobs_db: JobsDbOption = None,
     grace: Annotated[
         float, typer.Option(min=60, metavar="SECONDS", help="Blobs of deltas deleted more recently are kept.")
@@ -58,7 +55,7 @@ def gc(
 def fsck(
     store: StoreOption = None,
     store_url: StoreUrlOption = None,
-    blob_url: BlobOption = None,
+    blob_url: BlobUrlOption = None,
     jobs_db: JobsDbOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,7 +96,7 @@ def _opened(
 ) -> Iterator[tuple[Hub, JobQueue]]:
     """The store that a server with these options has. Raises InputError, and StoreUnavailable where there is none."""
     from patchbay_server.commands.serve import make_settings
-    from patchbay_server.jobs.sqlite import SqliteQueue
+    from patchbay_server.jobs.opened import open_queue
     from patchbay_server.stores.opened import open_store
 
     # The base is a server's: what the environment says of it must not matter here.
@@ -107,5 +104,5 @@ def _opened(
     settings = make_settings({"base": "-", **places})
     if not settings.store.is_dir():
         raise InputError(f"there is no store at {settings.store}: name the servers' with --store", param="store")
-    with closing(open_store(settings)) as hub, closing(SqliteQueue(settings.jobs_path)) as queue:
+    with closing(open_store(settings)) as hub, closing(open_queue(settings)) as queue:
         yield hub, queue

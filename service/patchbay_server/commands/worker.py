@@ -1,4 +1,7 @@
-"""`patchbay worker`: a process that takes jobs from a server's store, beside the server's own or instead of them."""
+"""`patchbay worker`: a process that takes jobs from a server's store, beside the server's own or instead of them.
+
+It need not be on the server's host where catalog and blobs can be reached from others.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patchbay_server.commands.options import JobsDbOption, JsonOption, StoreOption, StoreUrlOption
+from patchbay_server.commands.options import BlobUrlOption, JobsDbOption, JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json
 from patchbay_server.commands.serve import make_settings
 
@@ -21,19 +24,21 @@ def worker(
     ] = None,
     store: StoreOption = None,
     store_url: StoreUrlOption = None,
+    blob_url: BlobUrlOption = None,
     jobs_db: JobsDbOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run compression jobs of a server on this host until interrupted.
+    """Run compression jobs of a server until interrupted, on any host that reaches its catalog and its blobs.
 
     With --json the one object is printed when the worker has stopped.
     """
-    given = {"base": base, "task": task, "store": store, "store_url": store_url, "jobs_db": jobs_db}
-    settings = make_settings(given)
+    places = {"store": store, "store_url": store_url, "blob_url": blob_url, "jobs_db": jobs_db}
+    settings = make_settings({"base": base, "task": task, **places})
+    from patchbay_server.jobs.opened import queue_place
     from patchbay_server.jobs.worker import work
 
     if not as_json:
-        open_console(stderr=True).print(f"taking jobs from {settings.store.resolve()}; Ctrl-C ends it", soft_wrap=True)
+        open_console(stderr=True).print(f"taking jobs from {queue_place(settings)}; Ctrl-C ends it", soft_wrap=True)
     started = time.monotonic()
     work(settings)
     if as_json:

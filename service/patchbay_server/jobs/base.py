@@ -21,6 +21,11 @@ Clock = Callable[[], float]
 MAX_LOSSES = 3
 """Workers that one job may lose in a row, without a new evaluation in between, before it is given up."""
 
+KEPT_S = 7 * 86_400.0
+"""How long a job that is over is kept: its result, its history and its Idempotency-Key."""
+
+FORGOTTEN = 100
+"""So many that were kept long enough go when a new one comes: more than come, and no long wait for whoever sends it."""
 
 RETRY_S = 10
 """Seconds after which it may be worth while to ask again for a job that was one too many."""
@@ -58,7 +63,8 @@ class LeaseLost(Exception):
 class Job:
     """One row. Times are unix seconds. `attempt` counts claims; `losses` the workers lost since the last evaluation.
 
-    `generation` grows with every claim and every end: with `owner` it says whose writes are taken.
+    `generation` grows with every claim and every end: with `owner` it says whose writes are taken. A queued job with a
+    `lease_until` is not taken before then; `error` is then that of the attempt before.
     """
 
     id: str
@@ -108,6 +114,9 @@ class Key:
 class JobQueue(Protocol):
     """Jobs in order of submission. Thread-safe; every call is atomic. Any call may raise StoreUnavailable, StoreFull.
 
+    A change that raised StoreUnavailable may have been made: its answer was lost. Jobs that have been over for KEPT_S
+    are forgotten, FORGOTTEN of them with every new one.
+
     Methods that take a lease raise LeaseLost, and change nothing, unless the job is running under just this owner and
     generation.
     """
@@ -140,7 +149,7 @@ class JobQueue(Protocol):
         """Of all tenants, the oldest first. They are no more than workers, and those that were lost."""
 
     def claim(self, owner: str, seconds: float) -> Job | None:
-        """The oldest job that is queued, or whose lease has run out, now running under this owner.
+        """The oldest job that is queued, or whose lease has run out, now running under this owner, without an error.
 
         A job whose workers were lost MAX_LOSSES times in a row fails instead; one that was to be cancelled, is.
         """
@@ -159,6 +168,12 @@ class JobQueue(Protocol):
 
     def release(self, lease: Lease) -> None:
         """Back to queued: the worker is told to end, and that is not the job's fault."""
+
+    def retry(self, lease: Lease, error: Json, seconds: float) -> None:
+        """The attempt came to nothing, and the next may not: queued again, to be taken after so many seconds.
+
+        It counts as a lost worker: after MAX_LOSSES in a row the job fails with this error.
+        """
 
     def expire(self, owner: str) -> None:
         """The leases of a worker that is known to be dead run out now."""
@@ -198,6 +213,19 @@ def used_before(key: Key) -> IdempotencyConflict:
         f"the Idempotency-Key {key.text!r} came with another body before: choose a new key for a new request",
         param="idempotency-key",
     )
+
+
+def lost_lease(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"job {lease.job} is no longer run by {lease.owner} (generation {lease.generation})")
+
+
+def poisoned() -> Json:
+    """The error of a job whose workers died and could not say of what."""
+    error = WorkerLost(
+        f"{MAX_LOSSES} workers in a row ended while they ran this job: killed, out of memory or crashed; their log may "
+        "say more"
+    )
+    return {"message": error.message, "type": "server_error", "param": None, "code": error.code}
 
 
 def best_score(evaluations: Sequence[Json]) -> float | None:

@@ -9,6 +9,8 @@ import sqlite3
 
 from patchbay.store.database import Migration, Schema
 
+ENDED = "state NOT IN ('queued', 'running')"
+
 
 def m0001_jobs(db: sqlite3.Connection) -> None:
     # AUTOINCREMENT: the order of submission stays the order of numbers.
@@ -40,7 +42,12 @@ def m0003_events(db: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (m0001_jobs, m0002_evaluations, m0003_events)
+def m0004_ended_jobs(db: sqlite3.Connection) -> None:
+    # Those that were over long enough are looked for with every new job.
+    db.execute(f"CREATE INDEX ended_jobs ON jobs (updated_at) WHERE {ENDED}")
+
+
+MIGRATIONS: tuple[Migration, ...] = (m0001_jobs, m0002_evaluations, m0003_events, m0004_ended_jobs)
 SCHEMA = Schema(
     table="job_migrations",
     steps=MIGRATIONS,

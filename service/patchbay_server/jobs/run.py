@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from patchbay.errors import StoreUnavailable
 from patchbay_server.jobs.base import Job, JobQueue, Json, best_score, lease_of
 
 REPORT_S = 0.5
@@ -14,7 +16,7 @@ REPORT_S = 0.5
 
 
 class Stopped(Exception):
-    """The worker is told to end: the job goes back into the queue."""
+    """The job goes back into the queue, which is not its fault: the worker is told to end, or the queue is away."""
 
 
 class Cancelled(Exception):
@@ -35,7 +37,8 @@ class Run:
         self.job = job
         self.lease = lease_of(job)
         self._queue, self._lease_s, self._is_stopping, self._clock = queue, lease_s, is_stopping, clock
-        self._evaluations = queue.evaluations(job.id)
+        with _stopped_without_queue():
+            self._evaluations = queue.evaluations(job.id)
         self._num_known = len(self._evaluations)
         self._progress: dict[str, Any] = {"stage": "start", "done": 0, "total": 0, "eta_seconds": None}
         self._reported = clock()
@@ -72,7 +75,8 @@ class Run:
         It is shown with the `on_progress` that follows: the two say the same number.
         """
         evaluation = {"point": list(point), "score": score}
-        self._queue.add_evaluation(self.lease, len(self._evaluations), evaluation)
+        with _stopped_without_queue():
+            self._queue.add_evaluation(self.lease, len(self._evaluations), evaluation)
         if len(self._evaluations) == self._num_known:
             self._began = None  # replaying those before it took no time
         self._evaluations.append(evaluation)
@@ -83,13 +87,16 @@ class Run:
         """Raises Stopped, Cancelled or LeaseLost where the job is not to go on: ask before what cannot be undone."""
         if self._is_stopping():
             raise Stopped
-        if self._queue.extend(self.lease, self._lease_s):
+        with _stopped_without_queue():
+            is_cancelled = self._queue.extend(self.lease, self._lease_s)
+        if is_cancelled:
             raise Cancelled
 
     def flush(self) -> None:
         """Reports what was held back."""
         if self._is_new:
-            self._queue.report(self.lease, self._shown())
+            with _stopped_without_queue():
+                self._queue.report(self.lease, self._shown())
             self._is_new = False
 
     def _tick(self) -> None:
@@ -108,6 +115,15 @@ class Run:
             "best_score": best,
             **self._progress,
         }
+
+
+@contextmanager
+def _stopped_without_queue() -> Iterator[None]:
+    """What was not recorded, or whose answer was lost, the next attempt finds out."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise Stopped(error.message) from error
 
 
 def _name(stage: str) -> str:

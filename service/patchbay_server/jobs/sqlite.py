@@ -16,6 +16,8 @@ from typing import Any
 from patchbay.store.base import Digest, digests_in
 from patchbay.store.database import Database
 from patchbay_server.jobs.base import (
+    FORGOTTEN,
+    KEPT_S,
     MAX_LOSSES,
     Clock,
     Event,
@@ -23,16 +25,17 @@ from patchbay_server.jobs.base import (
     Json,
     Key,
     Lease,
-    LeaseLost,
     State,
-    WorkerLost,
+    lost_lease,
     no_job,
+    poisoned,
     too_many,
     used_before,
 )
-from patchbay_server.jobs.migrations import SCHEMA
+from patchbay_server.jobs.migrations import ENDED, SCHEMA
+from patchbay_server.jobs.rows import dump, read_job
 
-_OPEN = "state = 'queued' OR (state = 'running' AND lease_until <= ?)"
+_OPEN = "state IN ('queued', 'running') AND coalesce(lease_until, 0) <= ?"
 _MINE = "id = ? AND state = 'running' AND owner = ? AND generation = ?"
 
 
@@ -54,6 +57,7 @@ class SqliteQueue(Database):
             if most is not None and _count_open(db, tenant) >= most:
                 raise too_many(tenant, most)
             job, now = uuid.uuid4().hex, self._clock()
+            _forget(db, now - KEPT_S)
             text, body_hash = (key.text, key.body_hash) if key else (None, None)
             db.execute(
                 """INSERT INTO jobs (id, tenant, kind, spec, state, key, body_hash, created_at, updated_at)
@@ -115,7 +119,7 @@ class SqliteQueue(Database):
                 if job.cancelling:
                     self._end(db, job.id, State.CANCELLED)
                 elif lost >= MAX_LOSSES:
-                    self._end(db, job.id, State.FAILED, error=_poisoned(job.attempt, lost))
+                    self._end(db, job.id, State.FAILED, error=poisoned())
                 else:
                     return self._take(db, job, owner, lost, seconds)
         return None
@@ -153,6 +157,15 @@ class SqliteQueue(Database):
         with self.transaction() as db:
             self._requeue(db, lease)
 
+    def retry(self, lease: Lease, error: Json, seconds: float) -> None:
+        with self.transaction() as db:
+            self._write(db, lease, "losses = losses + 1, error = ?", json.dumps(error))
+            job = _get(db, lease.job)
+            if job.losses >= MAX_LOSSES and not job.cancelling:
+                self._end(db, lease.job, State.FAILED, error=error)
+            else:
+                self._requeue(db, lease, self._clock() + seconds)
+
     def expire(self, owner: str) -> None:
         with self.transaction() as db:
             db.execute("UPDATE jobs SET lease_until = 0 WHERE state = 'running' AND owner = ?", (owner,))
@@ -169,8 +182,8 @@ class SqliteQueue(Database):
     def _take(self, db: sqlite3.Connection, job: Job, owner: str, lost: int, seconds: float) -> Job:
         now = self._clock()
         db.execute(
-            """UPDATE jobs SET state = 'running', owner = ?, lease_until = ?, losses = ?, attempt = attempt + 1,
-               generation = generation + 1, updated_at = ? WHERE id = ?""",
+            """UPDATE jobs SET state = 'running', owner = ?, lease_until = ?, losses = ?, error = NULL,
+               attempt = attempt + 1, generation = generation + 1, updated_at = ? WHERE id = ?""",
             (owner, now + seconds, lost, now, job.id),
         )
         self._tell_state(db, job.id)
@@ -181,14 +194,14 @@ class SqliteQueue(Database):
         query = f"UPDATE jobs SET {assignment}, updated_at = ? WHERE {_MINE}"
         done = db.execute(query, (*values, self._clock(), lease.job, lease.owner, lease.generation))
         if done.rowcount != 1:
-            raise LeaseLost(f"job {lease.job} is no longer run by {lease.owner} (generation {lease.generation})")
+            raise lost_lease(lease)
 
-    def _requeue(self, db: sqlite3.Connection, lease: Lease) -> None:
+    def _requeue(self, db: sqlite3.Connection, lease: Lease, at: float | None = None) -> None:
         self._write(db, lease, "state = 'queued'")
         if _get(db, lease.job).cancelling:
             self._end(db, lease.job, State.CANCELLED)
             return
-        db.execute("UPDATE jobs SET owner = NULL, lease_until = NULL WHERE id = ?", (lease.job,))
+        db.execute("UPDATE jobs SET owner = NULL, lease_until = ? WHERE id = ?", (at, lease.job))
         self._tell_state(db, lease.job)
 
     def _end(
@@ -198,7 +211,7 @@ class SqliteQueue(Database):
         db.execute(
             """UPDATE jobs SET state = ?, result = ?, error = ?, owner = NULL, lease_until = NULL, cancelling = 0,
                generation = generation + 1, updated_at = ? WHERE id = ?""",
-            (state, _dump(result), _dump(error), self._clock(), job),
+            (state, dump(result), dump(error), self._clock(), job),
         )
         self._tell_state(db, job)
 
@@ -215,7 +228,7 @@ class SqliteQueue(Database):
 
 
 def _jobs(db: sqlite3.Connection, condition: str, *values: str | float) -> list[Job]:
-    return [_to_job(row) for row in db.execute(f"SELECT * FROM jobs WHERE {condition}", values)]
+    return [read_job(dict(row)) for row in db.execute(f"SELECT * FROM jobs WHERE {condition}", values)]
 
 
 def _get(db: sqlite3.Connection, job: str) -> Job:
@@ -236,7 +249,7 @@ def _find_key(db: sqlite3.Connection, tenant: str, key: Key) -> Job | None:
         return None
     if row["body_hash"] != key.body_hash:
         raise used_before(key)
-    return _to_job(row)
+    return read_job(dict(row))
 
 
 def _count_open(db: sqlite3.Connection, tenant: str) -> int:
@@ -245,42 +258,13 @@ def _count_open(db: sqlite3.Connection, tenant: str) -> int:
     return count
 
 
-def _to_job(row: sqlite3.Row) -> Job:
-    return Job(
-        id=row["id"],
-        tenant=row["tenant"],
-        kind=row["kind"],
-        spec=json.loads(row["spec"]),
-        state=State(row["state"]),
-        attempt=row["attempt"],
-        losses=row["losses"],
-        generation=row["generation"],
-        owner=row["owner"],
-        lease_until=row["lease_until"],
-        cancelling=bool(row["cancelling"]),
-        progress=_load(row["progress"]),
-        result=_load(row["result"]),
-        error=_load(row["error"]),
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )
-
-
 def _has_expired(job: Job, now: float) -> bool:
     return job.lease_until is not None and job.lease_until <= now
 
 
-def _poisoned(attempts: int, lost: int) -> Json:
-    error = WorkerLost(
-        f"{lost} workers in a row ended while they ran this job, the last in attempt {attempts}: killed, out of memory "
-        "or crashed; the server's log may say more"
-    )
-    return {"message": error.message, "type": "server_error", "param": None, "code": error.code}
-
-
-def _dump(value: Json | None) -> str | None:
-    return None if value is None else json.dumps(value)
-
-
-def _load(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+def _forget(db: sqlite3.Connection, before: float) -> None:
+    """Jobs that were over by then."""
+    query = f"SELECT id FROM jobs WHERE {ENDED} AND updated_at <= ? ORDER BY updated_at LIMIT ?"
+    for (job,) in db.execute(query, (before, FORGOTTEN)).fetchall():
+        for table, column in (("events", "job"), ("evaluations", "job"), ("jobs", "id")):
+            db.execute(f"DELETE FROM {table} WHERE {column} = ?", (job,))

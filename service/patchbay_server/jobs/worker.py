@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from types import FrameType
 
-from patchbay.errors import PatchbayError
+from patchbay.errors import PatchbayError, StoreError, StoreUnavailable
 from patchbay_server.jobs.base import Job, JobQueue, Json, Lease, LeaseLost, State, lease_of
+from patchbay_server.jobs.opened import open_queue
 from patchbay_server.jobs.run import Cancelled, Run, Stopped
-from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.logs import configured
 from patchbay_server.settings import Settings
 
 LEASE_S = 30.0
 POLL_S = 0.25
+PAUSE_S = 1.0  # before a queue that did not answer is asked again
+RETRY_S = 30.0  # before a job is tried again for which catalog or blobs were away
 NICE = 10
 
 Handler = Callable[[Run], Json]
@@ -55,8 +57,20 @@ class Worker:
 
     def run_forever(self) -> None:
         while not self._stopping:
-            if not self.run_one():
-                time.sleep(POLL_S)
+            try:
+                if not self.run_one():
+                    time.sleep(POLL_S)
+            except StoreError as error:
+                logger.error("%s", error.message)
+                self._wait_for_queue()
+
+    def _wait_for_queue(self) -> None:
+        """A claim whose answer was lost may have been made: what this worker does not know that it runs goes back."""
+        while not self._stopping:
+            time.sleep(PAUSE_S)
+            with suppress(StoreError):
+                self._queue.release_owner(self._owner)
+                return
 
     def run_one(self) -> bool:
         """Takes a job, if there is one, and brings it to an end. False where there was none."""
@@ -76,12 +90,16 @@ class Worker:
             run = Run(self._queue, job, self._lease_s, lambda: self._stopping)
             result = self._handler(job.kind)(run)
             run.flush()
-        except Stopped:
+        except Stopped as stopped:
+            logger.info("job %s goes back into the queue: %s", job.id, str(stopped) or "the worker ends")
             self._queue.release(lease)
         except Cancelled:
             self._queue.finish(lease, State.CANCELLED)
         except LeaseLost:
             raise
+        except StoreUnavailable as error:
+            logger.warning("job %s is tried again: %s", job.id, error.message)
+            self._queue.retry(lease, describe(error), RETRY_S)
         except Exception as error:
             self._queue.finish(lease, State.FAILED, error=describe(error))
         else:
@@ -132,7 +150,7 @@ def work(settings: Settings, owner: str | None = None) -> None:
 
         return open_handlers(settings)
 
-    with configured(settings.log_format, settings.log_level), closing(SqliteQueue(settings.jobs_path)) as queue:
+    with configured(settings.log_format, settings.log_level), closing(open_queue(settings)) as queue:
         worker = Worker(queue, owner or make_owner(), open_handlers)
 
         def stop(number: int, frame: FrameType | None) -> None:

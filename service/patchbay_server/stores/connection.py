@@ -72,6 +72,19 @@ class RedisServer:
                 "set `maxmemory-policy noeviction`, or give Patchbay a Redis of its own"
             )
 
+    def check_schema(self, key: str, known: int, subject: str) -> None:
+        """Of a `subject` that is new here, `key` is set to the layout that is known; another is refused.
+
+        Raises StoreUnavailable.
+        """
+        if self.ask(self.client.get, key) is None:
+            self.change(self.client.set, key, known, nx=True)
+        found = self.ask(self.client.get, key)
+        if found != str(known):
+            raise StoreUnavailable(
+                f"the {subject} at {self.place} has schema {found} and this Patchbay knows {known}: upgrade Patchbay"
+            )
+
     def close(self) -> None:
         self.client.close()
 

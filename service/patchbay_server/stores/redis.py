@@ -26,7 +26,6 @@ from typing import Any
 
 import redis
 
-from patchbay.errors import StoreUnavailable
 from patchbay.store import base
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay.store.tenants import over_bytes, over_deltas
@@ -72,7 +71,7 @@ class RedisCatalog:
         self._hold, self._condemn = script(HOLD), script(CONDEMN)
         try:
             self._server.refuse_eviction()
-            self._check_schema()
+            self._server.check_schema(self._key("schema"), SCHEMA, "catalog")
         except BaseException:
             self.close()
             raise
@@ -264,17 +263,6 @@ class RedisCatalog:
         if not entry["live"] or version is None:
             return base.no_delta(name, self._entries(tenant))
         return base.no_version(name, version, _live(entry))
-
-    def _check_schema(self) -> None:
-        key = self._key("schema")
-        if self._server.ask(self._client.get, key) is None:
-            self._server.change(self._client.set, key, SCHEMA, nx=True)
-        found = self._server.ask(self._client.get, key)
-        if found != str(SCHEMA):
-            raise StoreUnavailable(
-                f"the catalog at {self._server.place} has schema {found} and this Patchbay knows {SCHEMA}: "
-                "upgrade Patchbay"
-            )
 
 
 def _check_quota(tenant: str, size: int, status: str, used: str, most: str) -> None:

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.store.redis_server import redis_database, redis_url
 from typer.testing import CliRunner, Result
 
 from patchbay.compress.compress import Options, compress
 from patchbay_server.cli import app
+
+__all__ = ["redis_database", "redis_url"]
 
 Cli = Callable[..., Result]
 

@@ -12,6 +12,7 @@ from tests.service.commands.conftest import Cli
 from tests.service.commands.test_compress import error_of, report_of
 
 from patchbay.store import FileBlobs, Hub, SqliteCatalog
+from patchbay_server.jobs.redis import RedisQueue
 from patchbay_server.jobs.sqlite import SqliteQueue
 
 T = "default"
@@ -48,6 +49,18 @@ def test_what_nobody_needs_is_removed(cli: Cli, place: Path) -> None:
     assert report_of(cli, "store", "gc", "--store", place)["removed"] == []
     with closing(FileBlobs(place / "blobs")) as blobs:
         assert blobs.digests() == {digest_of(b"delta"), digest_of(b"waits")}
+
+
+def test_what_jobs_in_redis_read_stays(cli: Cli, tmp_path: Path, redis_database: str) -> None:
+    options = "--store", tmp_path, "--store-url", redis_database
+    with closing(FileBlobs(tmp_path / "blobs")) as blobs, closing(RedisQueue(redis_database)) as queue:
+        temp = blobs.new_temp()
+        temp.write_bytes(b"waits")
+        blobs.put(temp, digest_of(b"waits"))
+        job, _ = queue.submit(T, "compression", {"files": {"config.json": digest_of(b"waits")}})
+        assert report_of(cli, "store", "gc", *options)["removed"] == []
+        queue.cancel(T, job.id)
+        assert report_of(cli, "store", "gc", *options)["removed"] == [{"digest": digest_of(b"waits"), "size": 5}]
 
 
 def test_a_whole_store_has_no_problem(cli: Cli, place: Path) -> None:

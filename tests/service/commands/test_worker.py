@@ -6,12 +6,16 @@ import json
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.e2e.processes import ended, start
 from tests.service.commands.conftest import Cli
+from tests.waiting import until
 
+from patchbay_server.jobs.base import State
+from patchbay_server.jobs.redis import RedisQueue
 from patchbay_server.jobs.worker import NICE
 
 DEADLINE_S = 60.0
@@ -33,6 +37,21 @@ def test_it_works_until_it_is_told_to_end(base: Path, tmp_path: Path, number: si
     else:
         assert (out, said) == ("", f"taking jobs from {tmp_path}; Ctrl-C ends it\n")
     assert (tmp_path / "jobs.db").exists()
+
+
+def test_it_takes_jobs_from_redis_and_blobs_from_anywhere(base: Path, tmp_path: Path, redis_database: str) -> None:
+    places = ["--store", str(tmp_path), "--store-url", redis_database, "--blob-url", redis_database]
+    with (
+        closing(RedisQueue(redis_database)) as queue,
+        ended(start("-m", "patchbay_server.cli", "worker", "--base", str(base), *places)) as process,
+    ):
+        job, _ = queue.submit("default", "compression", {"request": {}})
+        until(lambda: queue.get("default", job.id).state is State.RUNNING)
+        process.kill()
+        out, said = process.communicate(timeout=DEADLINE_S)
+    port = redis_database.rpartition(":")[2].partition("/")[0]
+    assert (out, said) == ("", f"taking jobs from Redis at 127.0.0.1:{port}; Ctrl-C ends it\n")
+    assert not (tmp_path / "jobs.db").exists()
 
 
 def test_the_servers_address_needs_no_key_here(cli: Cli, base: Path, tmp_path: Path) -> None:
