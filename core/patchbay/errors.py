@@ -31,6 +31,7 @@ PatchbayError
     ├── NotFound                 no such delta, version, merge or blob; lists close names
     ├── NameTaken                the name belongs to something else
     ├── VersionConflict          someone else changed it first (compare-and-set)
+    ├── UploadConflict           a part of an upload that does not continue it, or of another length
     ├── DeltaInUse               a saved merge is made of what is to be deleted
     ├── InvalidKey               an API key that nobody could use
     ├── QuotaExceeded            more than its tenant may store
@@ -190,6 +191,10 @@ class NameTaken(StoreError):
 
 class VersionConflict(StoreError):
     code = "version_conflict"
+
+
+class UploadConflict(StoreError):
+    code = "upload_conflict"
 
 
 class DeltaInUse(StoreError):

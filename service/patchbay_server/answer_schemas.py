@@ -194,6 +194,15 @@ class Blob(Answer):
     size: int
 
 
+class Presigned(Answer):
+    """Without a URL where the tenant has the bytes already. `expires_in` is seconds."""
+
+    blob: str
+    url: str | None
+    headers: dict[str, str]
+    expires_in: float | None
+
+
 class Job(Answer):
     """`result` is there once it is done, `error` once it has failed."""
 

@@ -44,6 +44,14 @@ class DigestMismatch(errors.PatchbayError):
     code = "digest_mismatch"
 
 
+class WrongOffset(errors.UploadConflict):
+    """A part of an upload that does not begin where what is there ends."""
+
+    def __init__(self, offset: int, given: int) -> None:
+        super().__init__(f"the upload is at {offset}, and the part begins at {given}", param="Upload-Offset")
+        self.headers = {"Upload-Offset": str(offset)}
+
+
 STATUS: Mapping[type, int] = {
     errors.UnsupportedTask: 400,
     Unauthorized: 401,
@@ -52,6 +60,7 @@ STATUS: Mapping[type, int] = {
     errors.NotFound: 404,
     errors.NameTaken: 409,
     errors.VersionConflict: 409,
+    errors.UploadConflict: 409,
     errors.DeltaInUse: 409,
     errors.CacheFull: 409,
     errors.DeltaTooLarge: 413,
@@ -128,7 +137,7 @@ def _respond(
 
 def respond(error: errors.PatchbayError) -> JSONResponse:
     """The answer to a deliberate error."""
-    headers = error.headers if isinstance(error, LimitReached) else None
+    headers = error.headers if isinstance(error, LimitReached | WrongOffset) else None
     return _respond(error.message, status_of(error), error.code, error.param, headers)
 
 

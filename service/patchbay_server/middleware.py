@@ -16,6 +16,7 @@ from patchbay_server.logs import note
 
 UPLOAD = ("POST", "/v1/deltas")
 BLOBS = "/v1/blobs/"
+PARTS = "/v1/uploads/"
 RECORDINGS = "/v1/eeg/"
 
 
@@ -54,4 +55,5 @@ class BodyLimit:
 
 
 def _is_upload(method: str, path: str) -> bool:
-    return (method, path.rstrip("/")) == UPLOAD or (method == "PUT" and path.startswith(BLOBS))
+    is_blob = (method == "PUT" and path.startswith(BLOBS)) or (method == "PATCH" and path.startswith(PARTS))
+    return is_blob or (method, path.rstrip("/")) == UPLOAD

@@ -77,10 +77,15 @@ def streamed(answer: type[BaseModel]) -> dict[int | str, Spec]:
     return {200: {"model": answer, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
-def octets(what: str) -> Spec:
+def octets(what: str, kind: str = OCTETS) -> Spec:
     """`openapi_extra` of a route whose body is bytes that it reads itself."""
     schema = {"type": "string", "format": "binary", "description": what}
-    return {"requestBody": {"required": True, "content": {OCTETS: {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+def header(name: str, schema: Spec, *, required: bool = True) -> Spec:
+    """One of the `parameters` of a route that reads the header itself."""
+    return {"name": name, "in": "header", "required": required, "schema": schema}
 
 
 def link(method: str, path: str, body: Spec | None = None, **parameters: str) -> Spec:

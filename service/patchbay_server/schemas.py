@@ -131,6 +131,20 @@ class TransferRequest(Body):
     retained_labels: BlobDigest | None = None
 
 
+class PublishRequest(Body):
+    """Bytes that are there already, as the next version of a name."""
+
+    blob: BlobDigest
+    activate: StrictBool = True
+
+
+class PresignRequest(Body):
+    """What will be put."""
+
+    blob: BlobDigest
+    length: Annotated[int, Field(ge=0, strict=True)]
+
+
 class CurrentRequest(Body):
     """`expected` makes it a compare-and-set on the version that is current now."""
 

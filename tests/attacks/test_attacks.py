@@ -21,9 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 MAX_PEAK = 512 << 20
 MAX_CPU_SECONDS = 5.0  # an attack that works takes minutes; a busy machine doubles what a refusal takes
-assert (
-    container and encodings and lossless and manifest and streams and version1 and version2
-)  # which registers them
+assert container and encodings and lossless and manifest and streams and version1 and version2  # which registers them
 
 
 @pytest.fixture(scope="module")

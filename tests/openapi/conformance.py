@@ -58,7 +58,7 @@ BOUND = {
         *("query.name", "path.name", "path.delta"),
         *("body.model", "body.recipe", "body.name", "body.prompt", "body.input"),
     ),
-    "blobs": ("path.digest", "body.calibration", "body.labels", "body.retained"),
+    "blobs": ("path.digest", "body.calibration", "body.labels", "body.retained", "body.blob"),
 }
 
 

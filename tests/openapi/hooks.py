@@ -34,7 +34,8 @@ BYTES = st.one_of(
     st.binary(max_size=200),
     st.just(b"the cat\nthe dog\n"),
 )
-schemathesis.openapi.media_type("application/octet-stream", BYTES)
+for kind in ("application/octet-stream", "application/offset+octet-stream"):
+    schemathesis.openapi.media_type(kind, BYTES)
 
 
 @schemathesis.hook

@@ -48,7 +48,7 @@ def test_every_refusal_has_the_one_shape(spec: dict[str, Any]) -> None:
 
 def test_what_has_a_body_may_find_it_too_large(spec: dict[str, Any]) -> None:
     for method, path, operation in operations(spec):
-        assert ("413" in operation["responses"]) == ("requestBody" in operation), (method, path)
+        assert "413" in operation["responses"] or "requestBody" not in operation, (method, path)
 
 
 def test_every_link_leads_to_a_route_and_fills_its_path(spec: dict[str, Any]) -> None:

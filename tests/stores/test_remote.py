@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from patchbay.errors import NotFound, StoreUnavailable
+from patchbay.store.staging import Staging
 from patchbay_server.stores.cache import BlobCache
 from patchbay_server.stores.remote import RemoteBlobs
 
@@ -19,6 +20,7 @@ class Shelf:
     """Objects in memory, which can be damaged, held up and taken away."""
 
     place = "the shelf"
+    staging: Staging | None = None
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from patchbay.errors import InvalidName, NameTaken, NotFound, StoreFull, StoreUnavailable, VersionConflict
+from patchbay.errors import InvalidName, NotFound, StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:
     from patchbay.store.audit import Audit
     from patchbay.store.keys import Keys
+    from patchbay.store.staging import Staging
     from patchbay.store.tenants import Tenants
+    from patchbay.store.uploads import Uploads
 
 Digest = str
 """`sha256:` and 64 lower-case hex digits."""
@@ -87,8 +89,8 @@ class MergeRecord:
 class Catalog(Protocol):
     """Names and versions. Thread-safe; every call is atomic: all of it happened, or none.
 
-    Tenants do not see each other. Within a tenant a name belongs to a delta or to a merge, never to both.
-    Names that break the grammar raise InvalidName when written (tenants too) and are simply not found when read.
+    Tenants do not see each other. Within a tenant a name belongs to a delta or to a merge, never to both. Names that
+    break the grammar raise InvalidName when written (tenants too) and are simply not found when read.
     Any call may raise StoreUnavailable; any change StoreFull.
     """
 
@@ -108,14 +110,18 @@ class Catalog(Protocol):
     def audit(self) -> Audit:
         """Who changed it."""
 
+    @property
+    def uploads(self) -> Uploads:
+        """What is on its way."""
+
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
     ) -> tuple[DeltaRecord, bool]:
         """Add the next version under `name`; (record, created).
 
         The same digest live under this name already: that record and False, and the current version stays what it is.
-        Version numbers count 1, 2, ... and are never used again, not even after the name was deleted.
-        Without `activate` the current version, or its absence, stays as it was.
+        Version numbers count 1, 2, ... and are never used again, not even after the name was deleted. Without
+        `activate` the current version stays as it was. What the tenant has brought as a blob is the version's now.
         Raises NameTaken if a merge owns the name, and QuotaExceeded where it is more than the tenant may store.
         """
 
@@ -132,15 +138,11 @@ class Catalog(Protocol):
         """The live versions, oldest first. Raises NotFound."""
 
     def set_current(self, tenant: str, name: str, version: int, expected: int | None = None) -> DeltaRecord:
-        """Make a live version current, if `expected` is None or is the current one (compare-and-set).
-
-        Raises NotFound, VersionConflict.
-        """
+        """Make a live version current, if `expected` is None or the current one. Raises NotFound, VersionConflict."""
 
     def delete_delta(self, tenant: str, name: str, version: int | None = None) -> list[DeltaRecord]:
-        """Delete one version or the whole name; the records as they were, oldest first. Rows remain as tombstones.
-
-        Raises NotFound, and VersionConflict for the current version of a name that has others.
+        """Delete one version or the whole name; the records as they were, oldest first. Rows stay as tombstones. Raises
+        NotFound, and VersionConflict for the current version of a name that has others.
         """
 
     def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
@@ -156,7 +158,7 @@ class Catalog(Protocol):
         """Raises NotFound."""
 
     def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
-        """The tenant has brought these bytes; False where it had before. Raises QuotaExceeded."""
+        """The tenant has brought these bytes; False where it had. Ends its upload of them. Raises QuotaExceeded."""
 
     def has_blob(self, tenant: str, digest: Digest) -> bool: ...
 
@@ -173,9 +175,8 @@ class Catalog(Protocol):
         """Digests that saved merges of any tenant name, whether a version has them or not."""
 
     def hold(self, digest: Digest, seconds: float) -> None:
-        """For so long nobody removes the blob, which may not be there yet. Shortens no other hold.
-
-        Raises StoreUnavailable while the blob is being removed.
+        """For so long nobody removes the blob, which may not be there yet. Shortens no other hold. Raises
+        StoreUnavailable while the blob is being removed.
         """
 
     def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
@@ -193,27 +194,30 @@ class Catalog(Protocol):
 
 
 class BlobStore(Protocol):
-    """Immutable files named by their digest. Thread-safe. What is no digest is not found.
-
-    Any call may raise StoreUnavailable, and StoreFull where it writes.
+    """Immutable files named by their digest. Thread-safe. What is no digest is not found. Any call may raise
+    StoreUnavailable, and StoreFull where it writes.
     """
 
     def new_temp(self) -> Path:
         """A new empty file to fill, where `put` can move it from."""
 
     def new_folder(self) -> Path:
-        """A new empty folder to work in, on the blobs' file system, so that a blob can be linked into it.
+        """A new empty folder into which blobs can be linked. Its caller removes it; leftovers go like temp files."""
 
-        Its caller removes it; what a dead process leaves goes like its temp files.
-        """
+    @property
+    def uploads(self) -> Path:
+        """A folder for files that outlive the process, where `put` can move them from. It may not be there yet."""
+
+    @property
+    def staging(self) -> Staging | None:
+        """Where others may put bytes past the server."""
 
     def put(self, temp: Path, digest: Digest) -> None:
         """Move a complete file, whose digest the caller has verified, into place. Durable on return; idempotent."""
 
     def path(self, digest: Digest) -> Path:
-        """A readable file, which stays there as long as the returned object lives. Raises NotFound.
-
-        Paths that are made from it hold nothing: keep the object itself.
+        """A readable file, which stays there as long as the returned object lives; paths that are made from it hold
+        nothing. Raises NotFound.
         """
 
     def size(self, digest: Digest) -> int:
@@ -238,63 +242,3 @@ def disk_errors(place: Path) -> Iterator[None]:
         if error.errno in _NO_ROOM:
             raise StoreFull(f"no space left at {place}: free some or delete deltas, then try again") from error
         raise StoreUnavailable(f"{place} cannot be used: {error.strerror or error}") from error
-
-
-def no_blob(digest: Digest) -> NotFound:
-    return NotFound(f"there is no blob {digest}", param="digest")
-
-
-# The catalogs say the same things in the same words. What is no name is cut short: it may be any text someone sent.
-
-
-def no_delta(name: str, known: Iterable[str]) -> NotFound:
-    return NotFound.named("delta", name[:64], known, param="name")
-
-
-def no_merge(name: str, known: Iterable[str]) -> NotFound:
-    return NotFound.named("merge", name[:64], known, param="name")
-
-
-def no_version(name: str, version: int, live: Iterable[int]) -> NotFound:
-    return NotFound(f"delta {name!r} has no version {version}; it has {_numbers(live)}", param="version")
-
-
-def no_current(name: str, live: Iterable[int]) -> NotFound:
-    return NotFound(
-        f"no version of delta {name!r} is current; it has {_numbers(live)}: name one, or make one current",
-        param="version",
-    )
-
-
-def moved_on(name: str, expected: int, current: int | None) -> VersionConflict:
-    now = "no version" if current is None else f"version {current}"
-    return VersionConflict(
-        f"the current version of delta {name!r} is {now}, not {expected} as expected: look again, then repeat",
-        param="expected",
-    )
-
-
-def still_current(name: str, version: int) -> VersionConflict:
-    return VersionConflict(
-        f"version {version} of delta {name!r} is the current one: make another version current first", param="version"
-    )
-
-
-def owned_by(kind: str, name: str) -> NameTaken:
-    return NameTaken(
-        f"the name {name!r} belongs to a {kind}: choose another name, or delete the {kind} first", param="name"
-    )
-
-
-def being_removed(digest: Digest) -> StoreUnavailable:
-    return StoreUnavailable(f"blob {digest} is being removed at this moment: send it again in a minute")
-
-
-def merge_exists(name: str) -> NameTaken:
-    return NameTaken(f"there is a merge {name!r} already: choose another name, or delete it first", param="name")
-
-
-def _numbers(versions: Iterable[int]) -> str:
-    """`version 3`, or `versions 1, 2, 5`: at most the ten newest."""
-    newest = sorted(versions)[-10:]
-    return f"version{'s' if len(newest) > 1 else ''} {', '.join(map(str, newest))}"

@@ -13,8 +13,10 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from patchbay.store.base import Digest, check_digest, disk_errors, is_digest, no_blob
+from patchbay.store.base import Digest, check_digest, disk_errors, is_digest
 from patchbay.store.locks import locked, take_lock
+from patchbay.store.refusals import no_blob
+from patchbay.store.staging import Staging
 
 
 class FileBlobs:
@@ -46,6 +48,14 @@ class FileBlobs:
         with disk_errors(self._root):
             folder.mkdir()
         return folder
+
+    @property
+    def uploads(self) -> Path:
+        return self._root / "uploads"
+
+    @property
+    def staging(self) -> Staging | None:
+        return None
 
     def put(self, temp: Path, digest: Digest) -> None:
         """Sync the file, rename it, sync the folders. A blob that is there already is replaced by the equal bytes."""

@@ -22,8 +22,8 @@ from patchbay.store.base import (
     MergeRecord,
     check_name,
     disk_errors,
-    owned_by,
 )
+from patchbay.store.refusals import owned_by
 
 PUBLISHING_S = 600.0  # what is put is named within this time, or the blob counts as left over
 KEPT_S = 86_400.0  # a blob that was sent alone waits so long for a job that reads it
@@ -122,16 +122,47 @@ class Hub:
             raise owned_by("merge", name)
         if not any(record.name == name for record in self.catalog.find_digest(tenant, upload.digest)):
             self.catalog.tenants.check_room(tenant, upload.size, deltas=1)
-        self._put(upload, PUBLISHING_S)
+        self.put(upload.path, upload.digest, PUBLISHING_S)
         return self.catalog.add_version(tenant, name, upload.digest, upload.size, summary, activate)
 
-    def _put(self, upload: Upload, seconds: float) -> None:
-        """Nothing names the blob yet: held, it is not taken for one that is left over."""
-        self.catalog.hold(upload.digest, seconds)
-        self.blobs.put(upload.path, upload.digest)
-        self.catalog.hold(upload.digest, seconds)
+    def blob_for(self, tenant: str, name: str, digest: Digest) -> Path:
+        """The file of bytes that the tenant has (`owns`), kept for long enough to `publish` them as `name`.
+
+        Raises InvalidName, NameTaken, NotFound.
+        """
+        self.check_name(name)
+        if _found(lambda: self.catalog.get_merge(tenant, name)):
+            raise owned_by("merge", name)
+        self.catalog.hold(digest, PUBLISHING_S)
+        if not self.owns(tenant, digest):
+            raise not_brought(tenant, digest)
+        return self.open_blob(digest)
+
+    def publish(
+        self, tenant: str, name: str, digest: Digest, summary: str, activate: bool = True
+    ) -> tuple[DeltaRecord, bool]:
+        """Bytes that the tenant has (`owns`) become the next version of `name`; (record, created).
+
+        Raises InvalidName, NameTaken, NotFound, QuotaExceeded, StoreFull, StoreUnavailable.
+        """
+        self.check_name(name)
+        self.catalog.hold(digest, PUBLISHING_S)
+        if not self.owns(tenant, digest):
+            raise not_brought(tenant, digest)
+        return self.catalog.add_version(tenant, name, digest, self.blobs.size(digest), summary, activate)
+
+    def put(self, file: Path, digest: Digest, seconds: float) -> None:
+        """Moves a file into place, whose digest the caller has verified. Nothing names it yet: held for so long, it is
+        not taken for one that is left over.
+        """
+        self.catalog.hold(digest, seconds)
+        self.blobs.put(file, digest)
+        self._hold_stored(digest, seconds)
+
+    def _hold_stored(self, digest: Digest, seconds: float) -> None:
+        self.catalog.hold(digest, seconds)
         # Where writing took longer than the first hold, it may have been collected before the second one.
-        if not self.blobs.exists(upload.digest):
+        if not self.blobs.exists(digest):
             raise StoreUnavailable("writing the upload took so long that it was removed meanwhile: send it again")
 
     def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
@@ -150,13 +181,26 @@ class Hub:
             return False
         if not self.catalog.has_blob(tenant, upload.digest):
             self.catalog.tenants.check_room(tenant, upload.size)
-        self._put(upload, KEPT_S)
-        self.catalog.add_blob(tenant, upload.digest, upload.size)
-        return True
+        return self.keep_file(tenant, upload.digest, upload.path, upload.size)
+
+    def keep_file(self, tenant: str, digest: Digest, file: Path, size: int) -> bool:
+        """`keep_blob` of a file on the blobs' file system whose digest the caller has verified, and which is moved."""
+        self.put(file, digest, KEPT_S)
+        return self.catalog.add_blob(tenant, digest, size)
+
+    def keep_stored(self, tenant: str, digest: Digest, size: int) -> bool:
+        """`keep_blob` of bytes that their caller has held and then put under their digest."""
+        self._hold_stored(digest, KEPT_S)
+        return self.catalog.add_blob(tenant, digest, size)
 
     def has_blob(self, tenant: str, digest: Digest) -> bool:
         """Whether the tenant has brought these bytes, and they are there."""
         return self.catalog.has_blob(tenant, digest) and self.blobs.exists(digest)
+
+    def owns(self, tenant: str, digest: Digest) -> bool:
+        """Whether the tenant has these bytes, as a blob or as a live version of a delta."""
+        has = self.catalog.has_blob(tenant, digest) or self.catalog.find_digest(tenant, digest)
+        return bool(has) and self.blobs.exists(digest)
 
     def open_blob(self, digest: Digest) -> Path:
         """The file with these bytes, whoever's they are: not for digests that a request names. Raises NotFound."""
@@ -171,6 +215,10 @@ def tenants_of(catalog: Catalog) -> list[str]:
     """All that may have anything in the store, and the default one."""
     of_keys = (record.tenant for record in catalog.keys.list_keys())
     return sorted({DEFAULT_TENANT, *of_keys, *catalog.tenants.list_limits()})
+
+
+def not_brought(tenant: str, digest: Digest) -> NotFound:
+    return NotFound(f"{tenant!r} has no blob {digest}: upload it first", param="blob")
 
 
 def _found(look: Callable[[], object]) -> bool:

@@ -75,6 +75,14 @@ def m0007_holds(db: sqlite3.Connection) -> None:
     )
 
 
+def m0008_uploads(db: sqlite3.Connection) -> None:
+    db.execute(
+        """CREATE TABLE uploads (
+             tenant TEXT NOT NULL, digest TEXT NOT NULL, length INTEGER NOT NULL, expires_at REAL NOT NULL,
+             PRIMARY KEY (tenant, digest)) WITHOUT ROWID"""
+    )
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     m0001_deltas,
     m0002_merges,
@@ -83,6 +91,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     m0005_tenants,
     m0006_audit,
     m0007_holds,
+    m0008_uploads,
 )
 SCHEMA = Schema(
     table="migrations",

@@ -6,7 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from patchbay.store import base, holds
+from patchbay.store import base, holds, refusals, sqlite_uploads
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay.store.database import Database
 from patchbay.store.migrations import SCHEMA
@@ -30,6 +30,7 @@ class SqliteCatalog(Database):
         self.keys = SqliteKeys(self)
         self.tenants = SqliteTenants(self)
         self.audit = SqliteAudit(self)
+        self.uploads = sqlite_uploads.SqliteUploads(self)
 
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
@@ -38,7 +39,8 @@ class SqliteCatalog(Database):
         base.check_name(name)
         with self.transaction() as db:
             if _has_merge(db, tenant, name):
-                raise base.owned_by("merge", name)
+                raise refusals.owned_by("merge", name)
+            db.execute("DELETE FROM blobs WHERE tenant = ? AND digest = ?", (tenant, digest))
             same = _records(db, "AND name = ? AND digest = ?", tenant, name, digest)
             if same:
                 return same[0], False
@@ -57,9 +59,9 @@ class SqliteCatalog(Database):
             live = _live(db, tenant, name)
             chosen = _current(db, tenant, name) if version is None else version
             if chosen is None:
-                raise base.no_current(name, live)
+                raise refusals.no_current(name, live)
             if chosen not in live:
-                raise base.no_version(name, chosen, live)
+                raise refusals.no_version(name, chosen, live)
             return _record(db, tenant, name, chosen)
 
     def find_digest(self, tenant: str, digest: Digest) -> list[DeltaRecord]:
@@ -81,10 +83,10 @@ class SqliteCatalog(Database):
         with self.transaction() as db:
             live = _live(db, tenant, name)
             if version not in live:
-                raise base.no_version(name, version, live)
+                raise refusals.no_version(name, version, live)
             current = _current(db, tenant, name)
             if expected is not None and expected != current:
-                raise base.moved_on(name, expected, current)
+                raise refusals.moved_on(name, expected, current)
             _point(db, tenant, name, version)
             return _record(db, tenant, name, version)
 
@@ -92,10 +94,10 @@ class SqliteCatalog(Database):
         with self.transaction() as db:
             live = _live(db, tenant, name)
             if version is not None and version not in live:
-                raise base.no_version(name, version, live)
+                raise refusals.no_version(name, version, live)
             current = _current(db, tenant, name)
             if version is not None and version == current and len(live) > 1:
-                raise base.still_current(name, version)
+                raise refusals.still_current(name, version)
             gone = _records(db, "AND name = ? ORDER BY version", tenant, name)
             if version is not None:
                 gone = [record for record in gone if record.version == version]
@@ -110,16 +112,16 @@ class SqliteCatalog(Database):
         record = MergeRecord(tenant, name, recipe, time.time())
         with self.transaction() as db:
             if _versions(db, tenant, name):
-                raise base.owned_by("delta", name)
+                raise refusals.owned_by("delta", name)
             if not replace and _has_merge(db, tenant, name):
-                raise base.merge_exists(name)
+                raise refusals.merge_exists(name)
             db.execute("INSERT OR REPLACE INTO merges VALUES (?,?,?,?)", (tenant, name, recipe, record.created_at))
         return record
 
     def get_merge(self, tenant: str, name: str) -> MergeRecord:
         with self.transaction(write=False) as db:
             if not _has_merge(db, tenant, name):
-                raise base.no_merge(name, _merge_names(db, tenant))
+                raise refusals.no_merge(name, _merge_names(db, tenant))
             return MergeRecord(
                 *db.execute("SELECT * FROM merges WHERE tenant = ? AND name = ?", (tenant, name)).fetchone()
             )
@@ -132,12 +134,13 @@ class SqliteCatalog(Database):
     def delete_merge(self, tenant: str, name: str) -> None:
         with self.transaction() as db:
             if not _has_merge(db, tenant, name):
-                raise base.no_merge(name, _merge_names(db, tenant))
+                raise refusals.no_merge(name, _merge_names(db, tenant))
             db.execute("DELETE FROM merges WHERE tenant = ? AND name = ?", (tenant, name))
 
     def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
         base.check_name(tenant, param="tenant")
         with self.transaction() as db:
+            sqlite_uploads.end(db, tenant, digest)
             if _has_blob(db, tenant, digest):
                 return False
             take_room(db, tenant, size)
@@ -171,7 +174,7 @@ class SqliteCatalog(Database):
         now = time.time()
         with self.transaction() as db:
             if not holds.hold(db, digest, now, now + seconds):
-                raise base.being_removed(digest)
+                raise refusals.being_removed(digest)
 
     def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
         now = time.time()
@@ -216,7 +219,7 @@ def _live(db: sqlite3.Connection, tenant: str, name: str) -> set[int]:
     versions = _versions(db, tenant, name)
     if not versions:
         query = "SELECT DISTINCT name FROM deltas WHERE tenant = ? AND deleted_at IS NULL"
-        raise base.no_delta(name, [row[0] for row in db.execute(query, (tenant,))])
+        raise refusals.no_delta(name, [row[0] for row in db.execute(query, (tenant,))])
     return versions
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 from patchbay.store.base import check_name
 from patchbay.store.database import Database
 from patchbay.store.tenants import Limits, Usage, check_room
 
 _USED = """SELECT (SELECT coalesce(sum(size), 0) FROM deltas WHERE tenant = :t AND deleted_at IS NULL)
-                  + (SELECT coalesce(sum(size), 0) FROM blobs WHERE tenant = :t),
+                  + (SELECT coalesce(sum(size), 0) FROM blobs WHERE tenant = :t)
+                  + (SELECT coalesce(sum(length), 0) FROM uploads WHERE tenant = :t AND expires_at > :now),
                   (SELECT count(*) FROM deltas WHERE tenant = :t AND deleted_at IS NULL)"""
 
 
@@ -55,4 +57,4 @@ def _limits(db: sqlite3.Connection, tenant: str) -> Limits:
 
 
 def _usage(db: sqlite3.Connection, tenant: str) -> Usage:
-    return Usage(*db.execute(_USED, {"t": tenant}).fetchone())
+    return Usage(*db.execute(_USED, {"t": tenant, "now": time.time()}).fetchone())

@@ -38,7 +38,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`num_bytes` of live versions of deltas and of blobs, `num_deltas` live versions."""
+    """`num_bytes` of live versions of deltas, of blobs, and of uploads under way, all that they promise; `num_deltas`
+    live versions.
+    """
 
     num_bytes: int
     num_deltas: int

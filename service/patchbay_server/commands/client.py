@@ -35,14 +35,26 @@ class Client:
 
         Raises ServerUnreachable; ServerError for an error answer and for a server that is no Patchbay.
         """
-        with self._reached():
-            response = self._client.request(method, path, **options)
+        response = self._answer(method, path, options)
         body = _body(response)
-        if not response.is_success:
-            raise self._error(response.status_code, body)
         if expect not in body:
             raise self._stranger(response.status_code)
         return response.status_code, body
+
+    def number(self, method: str, path: str, header: str, **options: Any) -> int:
+        """The number in a header of a successful answer. Raises as `request` does."""
+        response = self._answer(method, path, options)
+        text = response.headers.get(header, "")
+        if not text.isdecimal():
+            raise self._stranger(response.status_code)
+        return int(text)
+
+    def _answer(self, method: str, path: str, options: Mapping[str, Any]) -> httpx2.Response:
+        with self._reached():
+            response = self._client.request(method, path, **options)
+        if not response.is_success:
+            raise self._error(response.status_code, _body(response))
+        return response
 
     def _error(self, status: int, body: Mapping[str, Any]) -> ServerError:
         error = body.get("error")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from patchbay_server.commands.options import DEFAULT_URL, DeltaArgument, JsonOption, UrlOption
 from patchbay_server.commands.output import BYTES, open_console, print_json, printable, progress
 
-CHUNK = 1 << 20
+if TYPE_CHECKING:
+    from patchbay_server.commands.client import Client
 
 
 def push(
@@ -23,34 +25,72 @@ def push(
     url: UrlOption = DEFAULT_URL,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a delta under a name. The same bytes again are the same version."""
-    created, record = _upload(url, delta, {"name": name, "activate": "false" if no_activate else "true"})
+    """Upload a delta under a name. The same bytes again are the same version.
+
+    What breaks off in the middle of a large one goes on from there, also when the command is run again.
+    """
+    created, record = _upload(url, delta, name, not no_activate)
     if as_json:
         print_json(record | {"created": created})
     else:
         open_console().print(_sentence(created, record), soft_wrap=True)
 
 
-def _upload(url: str, delta: Path, query: dict[str, str]) -> tuple[bool, dict[str, Any]]:
+def _upload(url: str, delta: Path, name: str, activate: bool) -> tuple[bool, dict[str, Any]]:
     from patchbay_server.commands.client import Client
+    from patchbay_server.commands.sending import RESUMABLE_BYTES
 
-    with delta.open("rb") as file, Client(url) as client, progress("push", BYTES) as update:
-        size = delta.stat().st_size
-        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        body = _chunks(file, lambda done: update(done, size, query["name"]))
+    size = delta.stat().st_size
+    with Client(url) as client:
+        if size < RESUMABLE_BYTES:
+            return _send_whole(client, delta, name, activate)
+        return _send_in_parts(client, delta, name, activate)
+
+
+def _send_whole(client: Client, delta: Path, name: str, activate: bool) -> tuple[bool, dict[str, Any]]:
+    from patchbay_server.commands.sending import chunks
+
+    query = {"name": name, "activate": "true" if activate else "false"}
+    size, sent = delta.stat().st_size, 0
+    headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+    with progress("push", BYTES) as update:
+
+        def body() -> Iterator[bytes]:
+            nonlocal sent
+            update(0, size, name)
+            for chunk in chunks(delta):
+                yield chunk
+                sent += len(chunk)
+                update(sent, size, name)
+
         status, record = client.request(
-            "POST", "/v1/deltas", expect="version", params=query, content=body, headers=headers
+            "POST", "/v1/deltas", expect="version", params=query, content=body(), headers=headers
         )
     return status == 201, record
 
 
-def _chunks(file: BinaryIO, on_sent: Callable[[int], None]) -> Iterator[bytes]:
-    sent = 0
-    on_sent(sent)
-    while chunk := file.read(CHUNK):
-        yield chunk
-        sent += len(chunk)
-        on_sent(sent)
+def _send_in_parts(client: Client, delta: Path, name: str, activate: bool) -> tuple[bool, dict[str, Any]]:
+    """The server is asked first: it may have the bytes, or want no delta of this name."""
+    from patchbay_server.commands.failures import ServerError
+    from patchbay_server.commands.sending import hash_file, send_file
+
+    size = delta.stat().st_size
+    with progress("hash", BYTES) as update:
+        digest = hash_file(delta, lambda done: update(done, size, name))
+
+    def publish() -> tuple[bool, dict[str, Any]]:
+        body = {"blob": digest, "activate": activate}
+        status, record = client.request("PUT", f"/v1/deltas/{quote(name, safe='')}", expect="version", json=body)
+        return status == 201, record
+
+    try:
+        return publish()
+    except ServerError as error:
+        if (error.status, error.param) != (404, "blob"):
+            raise
+    with progress("push", BYTES) as update:
+        send_file(client, delta, digest, lambda done: update(done, size, name))
+    return publish()
 
 
 def _sentence(created: bool, record: dict[str, Any]) -> str:

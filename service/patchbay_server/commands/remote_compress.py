@@ -5,9 +5,8 @@ Ends in the report that the command would have made here, so that it prints and 
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,6 @@ from patchbay_server.commands.output import BYTES, open_console, progress
 if TYPE_CHECKING:
     from patchbay.compress.compress import Report
     from patchbay_server.commands.follow import JobClient
-
-CHUNK = 1 << 20
-Sent = Callable[[int], None]
 
 
 def compress_remotely(
@@ -66,17 +62,14 @@ def compress_remotely(
 
 
 def _hash(files: list[Path]) -> dict[Path, str]:
-    total, digests = sum(file.stat().st_size for file in files), {}
+    from patchbay_server.commands.sending import hash_file
+
+    total, done, digests = sum(file.stat().st_size for file in files), 0, {}
     with progress("hash", BYTES) as update:
-        done = 0
         update(0, total, "")
         for file in files:
-            digest = hashlib.sha256()
-            for chunk in _chunks(file):
-                digest.update(chunk)
-                done += len(chunk)
-                update(done, total, file.name)
-            digests[file] = f"sha256:{digest.hexdigest()}"
+            digests[file] = hash_file(file, _after(done, total, file, update))
+            done += file.stat().st_size
     return digests
 
 
@@ -88,14 +81,25 @@ def _upload(client: JobClient, digests: Mapping[Path, str]) -> None:
     with progress("upload", BYTES) as update:
         update(0, total, "")
         for digest, file in missing.items():
-            before = done
-
-            def sent(count: int, before: int = before, name: str = file.name) -> None:
-                update(before + count, total, name)
-
-            headers = {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
-            client.request("PUT", f"/v1/blobs/{digest}", expect="digest", content=_send(file, sent), headers=headers)
+            _send(client, file, digest, _after(done, total, file, update))
             done += file.stat().st_size
+
+
+def _send(client: JobClient, file: Path, digest: str, on_bytes: Callable[[int], None]) -> None:
+    from patchbay_server.commands.sending import RESUMABLE_BYTES, chunks, send_file
+
+    size = file.stat().st_size
+    if size >= RESUMABLE_BYTES:
+        send_file(client, file, digest, on_bytes)
+        return
+    headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+    client.request("PUT", f"/v1/blobs/{digest}", expect="digest", content=chunks(file), headers=headers)
+    on_bytes(size)
+
+
+def _after(before: int, total: int, file: Path, update: Callable[[int, int, str], None]) -> Callable[[int], None]:
+    """What of a file is done, told as part of all of them."""
+    return lambda count: update(before + count, total, file.name)
 
 
 def _follow(client: JobClient, job: str) -> dict[str, Any]:
@@ -126,17 +130,3 @@ def _result(job: str, data: Mapping[str, Any]) -> dict[str, Any]:
     error = data["error"]
     status = 500 if error["type"] == "server_error" else 422
     raise ServerError(error["message"], status, code=error["code"], param=error["param"])
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as source:
-        while chunk := source.read(CHUNK):
-            yield chunk
-
-
-def _send(file: Path, on_sent: Sent) -> Iterator[bytes]:
-    sent = 0
-    for chunk in _chunks(file):
-        yield chunk
-        sent += len(chunk)
-        on_sent(sent)

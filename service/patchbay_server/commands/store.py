@@ -34,21 +34,28 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove blobs that no delta, no job and no upload needs. Safe while servers run."""
+    """Remove blobs that no delta, no job and no upload needs, and uploads that expired. Safe while servers run."""
     from patchbay.store.collect import collect
+    from patchbay.store.presigned import Presigned
+    from patchbay.store.resumable import Resumable
 
     with _opened(store, store_url, blob_url, jobs_db) as (hub, queue), progress("collecting") as update:
         found = []
         for blob in collect(hub, grace, queue.digests, dry_run=dry_run):
             found.append(blob)
             update(len(found), len(found), blob.digest[:19])
+        expired = [size for _, size in Resumable(hub).sweep(dry_run=dry_run)]
+        expired += [put.size for put in Presigned(hub).sweep(dry_run=dry_run)]
     num_bytes = sum(blob.size for blob in found)
     if as_json:
         listed = [{"digest": blob.digest, "size": blob.size} for blob in found]
-        print_json({"dry_run": dry_run, "removed": listed, "bytes": num_bytes})
+        uploads = {"count": len(expired), "bytes": sum(expired)}
+        print_json({"dry_run": dry_run, "removed": listed, "bytes": num_bytes, "uploads": uploads})
         return
     verb = "would be removed" if dry_run else "removed"
-    open_console().print(f"{len(found)} blobs {verb}, {size_text(num_bytes)}", soft_wrap=True)
+    blobs = f"{len(found)} blobs {verb}, {size_text(num_bytes)}"
+    swept = f"{len(expired)} expired uploads, {size_text(sum(expired))}"
+    open_console().print(f"{blobs}; {swept}", soft_wrap=True)
 
 
 @store.command()

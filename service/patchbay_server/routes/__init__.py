@@ -18,8 +18,10 @@ from patchbay_server.routes import (
     merges,
     models,
     predictions,
+    presigned,
     preview,
     transfers,
+    uploads,
 )
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -35,6 +37,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     completions.router,
     chat.router,
     blobs.router,
+    uploads.router,
+    presigned.router,
     compressions.router,
     jobs.router,
     transfers.router,

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Path, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from patchbay.store.base import no_blob
 from patchbay.store.hub import Hub, Upload
 from patchbay.store.keys import Scope
+from patchbay.store.refusals import no_blob
 from patchbay_server.access import ScopedRoute, needs
 from patchbay_server.answer_schemas import Blob
 from patchbay_server.bodies import GONE
 from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch
 from patchbay_server.openapi import link, octets
+from patchbay_server.receiving import check_content, content_digest, content_length, receive, writes
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], route_class=ScopedRoute)
 LINKS = {"head": link("head", "/v1/blobs/{digest}", digest="$response.body#/digest")}
 DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
-# Written and hashed in pieces of this size and in a thread: a checkpoint must not stop the event loop.
-PIECE = 1 << 20
-_writes = anyio.CapacityLimiter(4)
 
 
 @router.put(
@@ -48,16 +45,20 @@ async def put_blob(
     tenant: TenantDep,
 ) -> dict[str, Any]:
     """The raw bytes as body. Their sha256 is taken while they come; other bytes than promised are not kept."""
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal():
-        _check_size(int(declared), settings.max_blob_bytes)
-    with hub.begin_upload(settings.max_blob_bytes) as upload:
+    promised, most = content_digest(request), settings.max_blob_bytes
+    _check_size(content_length(request), most)
+
+    def write(piece: bytes) -> None:
+        _check_size(upload.size + len(piece), most)
+        upload.write(piece)
+
+    with hub.begin_upload(most) as upload:
         try:
-            await _receive(request, upload, settings.max_blob_bytes)
+            await receive(request, write)
         except ClientDisconnect:
             response.status_code = GONE
             return {}  # nobody is left to answer; leaving the context removes the partial file
-        created = await anyio.to_thread.run_sync(_keep, hub, upload, tenant, digest, limiter=_writes)
+        created = await anyio.to_thread.run_sync(_keep, hub, upload, tenant, digest, promised, limiter=writes)
     metrics.blob_bytes.inc(upload.size if created else 0)
     response.status_code = 201 if created else 200
     return {"digest": digest, "size": upload.size}
@@ -73,25 +74,15 @@ def head_blob(digest: DigestPath, hub: HubDep, tenant: TenantDep) -> Response:
     return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
 
 
-async def _receive(request: Request, upload: Upload, max_bytes: int) -> None:
-    piece = bytearray()
-    async for chunk in request.stream():
-        piece += chunk
-        _check_size(upload.size + len(piece), max_bytes)
-        if len(piece) >= PIECE:
-            await anyio.to_thread.run_sync(upload.write, bytes(piece), limiter=_writes)
-            piece.clear()
-    await anyio.to_thread.run_sync(upload.write, bytes(piece), limiter=_writes)
-
-
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise HTTPException(413, f"the blob is over {max_bytes} bytes: split it, or raise PATCHBAY_MAX_BLOB_BYTES")
 
 
-def _keep(hub: Hub, upload: Upload, tenant: str, digest: str) -> bool:
+def _keep(hub: Hub, upload: Upload, tenant: str, digest: str, promised: str | None) -> bool:
     """False where the tenant had it already."""
     found = upload.finish()
+    check_content(promised, found)
     if found != digest:
         raise DigestMismatch(f"the bytes are {found}, not {digest}: nothing was kept, send them again", param="digest")
     return hub.keep_blob(upload, tenant)

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from patchbay.errors import NotFound
-from patchbay.store.base import owned_by
 from patchbay.store.hub import Hub
 from patchbay.store.keys import Scope
+from patchbay.store.refusals import owned_by
 from patchbay_server.access import needs
 from patchbay_server.bodies import JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, TenantDep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -15,7 +16,7 @@ from patchbay.delta import read_delta
 from patchbay.engine.engine import Engine
 from patchbay.errors import DeltaTooLarge
 from patchbay.models.heads import check_head
-from patchbay.store.base import DeltaRecord
+from patchbay.store.base import DeltaRecord, Digest
 from patchbay.store.hub import Upload
 from patchbay.store.keys import Scope
 from patchbay_server.access import needs
@@ -24,9 +25,10 @@ from patchbay_server.bodies import GONE, JsonRoute
 from patchbay_server.deps import EngineDep, HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.openapi import OCTETS, link, octets
 from patchbay_server.pins import forget, split
+from patchbay_server.receiving import check_content, content_digest, content_length, receive
 from patchbay_server.records import summarise, to_json
 from patchbay_server.residents import resident
-from patchbay_server.schemas import CurrentRequest
+from patchbay_server.schemas import CurrentRequest, PublishRequest
 from patchbay_server.uses import check_unused
 
 NAME, VERSION = "$response.body#/name", "$response.body#/version"
@@ -69,18 +71,48 @@ async def upload_delta(
 ) -> dict[str, Any]:
     """The raw bytes of a delta file as body. Checked as a whole before anything of it becomes visible."""
     hub.check_name(name)
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > settings.max_upload_bytes:
-        raise DeltaTooLarge(f"the upload is over {settings.max_upload_bytes} bytes", param="file")
+    promised = content_digest(request)
+    _check_size(content_length(request), settings.max_upload_bytes)
     with hub.begin_upload(settings.max_upload_bytes) as upload:
         try:
-            async for chunk in request.stream():
-                upload.write(chunk)
+            await receive(request, upload.write)
         except ClientDisconnect:
             response.status_code = GONE
             return {}  # nobody is left to answer; leaving the context removes the partial file
-        summary = await anyio.to_thread.run_sync(_check, engine, upload, limiter=_checks)
+        summary = await anyio.to_thread.run_sync(_check_upload, engine, upload, promised, limiter=_checks)
         record, created = await anyio.to_thread.run_sync(hub.commit, upload, tenant, name, summary, activate)
+    metrics.upload_bytes.inc(record.size if created else 0)
+    response.status_code = 201 if created else 200
+    return _shown(record, engine)
+
+
+@router.put(
+    "/{name}",
+    responses={
+        200: {"description": "These bytes are already a version of this name.", "model": Delta, "links": LINKS},
+        201: {"description": "A new version.", "model": Delta, "links": LINKS},
+    },
+)
+@needs(Scope.WRITE, 404, 409, 413, 415, 422, 507)
+async def publish_blob(
+    name: str,
+    body: PublishRequest,
+    response: Response,
+    engine: EngineDep,
+    hub: HubDep,
+    metrics: MetricsDep,
+    settings: SettingsDep,
+    tenant: TenantDep,
+) -> dict[str, Any]:
+    """Makes a delta of bytes that the tenant has brought as a blob, or has as a delta of another name."""
+
+    def publish() -> tuple[DeltaRecord, bool]:
+        blob = hub.blob_for(tenant, name, body.blob)
+        size = hub.blobs.size(body.blob)
+        _check_size(size, settings.max_upload_bytes)
+        return hub.publish(tenant, name, body.blob, _check(engine, blob, size), body.activate)
+
+    record, created = await anyio.to_thread.run_sync(publish, limiter=_checks)
     metrics.upload_bytes.inc(record.size if created else 0)
     response.status_code = 201 if created else 200
     return _shown(record, engine)
@@ -175,10 +207,19 @@ def _shown(record: DeltaRecord, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _check(engine: Engine, upload: Upload) -> str:
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise DeltaTooLarge(f"the upload is over {most} bytes", param="file")
+
+
+def _check_upload(engine: Engine, upload: Upload, promised: Digest | None) -> str:
+    check_content(promised, upload.finish())
+    return _check(engine, upload.path, upload.size)
+
+
+def _check(engine: Engine, file: Path, size: int) -> str:
     """Everything that can be wrong with the file is found here; then what the catalog shows of it."""
-    upload.finish()
     backbone = engine.backbone
-    delta = read_delta(upload.path, backbone.specs, backbone.fingerprint, read_base=backbone.stored)
+    delta = read_delta(file, backbone.specs, backbone.fingerprint, read_base=backbone.stored)
     check_head(backbone, delta)
-    return json.dumps(summarise(delta.manifest, upload.size, backbone.num_parameters))
+    return json.dumps(summarise(delta.manifest, size, backbone.num_parameters))

@@ -41,6 +41,11 @@ class BlobCache:
         """As `BlobStore.new_folder`; not counted."""
         return self._files.new_folder()
 
+    @property
+    def uploads(self) -> Path:
+        """As `BlobStore.uploads`; not counted."""
+        return self._files.uploads
+
     def hold(self, digest: Digest) -> Path | None:
         """The file, or None if it is not here. Raises NotFound for what is no digest."""
         with disk_errors(self._root), locked(self._lock):

@@ -18,6 +18,8 @@ from obstore.store import from_url
 
 from patchbay.errors import StoreUnavailable
 from patchbay.store.base import Digest, is_digest
+from patchbay.store.staging import Staging
+from patchbay_server.stores.object_staging import ObjectStaging, key_of, read_pieces
 from patchbay_server.stores.remote import CHUNK_BYTES
 
 CONNECT_S = 5.0
@@ -54,29 +56,33 @@ class ObjectStorage:
                 retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
             )
             next(iter(obstore.list(self._store, "sha256", chunk_size=1)), None)
+        self.staging: Staging | None = ObjectStaging(self._store, url.partition("://")[0], self._errors)
 
     def size(self, digest: Digest) -> int | None:
         with self._errors():
             try:
-                return int(obstore.head(self._store, _key(digest))["size"])
+                return int(obstore.head(self._store, key_of(digest))["size"])
             except FileNotFoundError:
                 return None
 
     def read(self, digest: Digest, size: int) -> Iterator[memoryview]:
-        for start in range(0, size, CHUNK_BYTES):
+        pieces = read_pieces(self._store, key_of(digest), size)
+        while True:
             with self._errors():
-                chunk = obstore.get_range(self._store, _key(digest), start=start, end=min(start + CHUNK_BYTES, size))
-            yield memoryview(chunk)
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def write(self, digest: Digest, file: Path) -> None:
         """S3 is told the hash of every body and refuses others; an upload in parts is seen when all are there."""
         with self._errors():
-            obstore.put(self._store, _key(digest), file, chunk_size=CHUNK_BYTES, max_concurrency=PARTS)
+            obstore.put(self._store, key_of(digest), file, chunk_size=CHUNK_BYTES, max_concurrency=PARTS)
 
     def remove(self, digest: Digest) -> None:
         with self._errors():
             try:
-                obstore.delete(self._store, _key(digest))
+                obstore.delete(self._store, key_of(digest))
             except FileNotFoundError:
                 return  # S3 does not even say so
 
@@ -97,8 +103,3 @@ class ObjectStorage:
             # The first line says what happened; the others are the library's insides.
             reason = str(error).partition("\n")[0]
             raise StoreUnavailable(f"the blob store {self.place} does not answer as it should: {reason}") from error
-
-
-def _key(digest: Digest) -> str:
-    name = digest.removeprefix("sha256:")
-    return f"sha256/{name[:2]}/{name}"

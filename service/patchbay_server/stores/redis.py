@@ -7,6 +7,7 @@ All keys carry one hash tag, so that they share a slot and every change is one L
     {prefix}:deleted:TENANT     name@version -> when it was deleted
     {prefix}:merges:TENANT      name -> the merge
     {prefix}:blobs:TENANT       digest -> {"size", "created_at"} of the bytes that a tenant has brought
+    {prefix}:uploads:TENANT     digest -> {"length", "expires_at"} of an upload that is under way
     {prefix}:tenants            tenant -> its limits
     {prefix}:audit              a list: the audit log, oldest first
     {prefix}:keys               API keys; `redis_keys.py` tells more
@@ -26,13 +27,13 @@ from typing import Any
 
 import redis
 
-from patchbay.store import base
+from patchbay.store import base, refusals
 from patchbay.store.base import DeltaRecord, Digest, MergeRecord
-from patchbay.store.tenants import over_bytes, over_deltas
 from patchbay_server.stores.connection import RedisServer
 from patchbay_server.stores.redis_audit import RedisAudit
 from patchbay_server.stores.redis_keys import RedisKeys
-from patchbay_server.stores.redis_tenants import RedisTenants
+from patchbay_server.stores.redis_tenants import RedisTenants, check_quota
+from patchbay_server.stores.redis_uploads import RedisUploads
 from patchbay_server.stores.scripts import (
     ADD_BLOB,
     ADD_VERSION,
@@ -63,6 +64,7 @@ class RedisCatalog:
         self._prefix = f"{{{prefix}}}"
         self.keys = RedisKeys(self._server, self._key("keys"))
         self.audit = RedisAudit(self._server, self._key("audit"))
+        self.uploads = RedisUploads(self._server, lambda tenant: self._key("uploads", tenant), self._keys)
         self.tenants = RedisTenants(self._server, self._key("tenants"), self._count)
         script = self._client.register_script
         self._add_version, self._add_blob, self._usage = script(ADD_VERSION), script(ADD_BLOB), script(USAGE)
@@ -84,18 +86,18 @@ class RedisCatalog:
         text = json.dumps({"digest": digest, "size": size, "created_at": time.time(), "summary": summary})
         args = [tenant, name, digest, text, int(activate), size]
         status, version, current, stored = self._change(self._add_version, tenant, args)
-        _check_quota(tenant, size, status, version, current)
+        check_quota(tenant, size, status, version, current)
         if status == "merge":
-            raise base.owned_by("merge", name)
+            raise refusals.owned_by("merge", name)
         return _record(tenant, name, version, stored, current), status == "created"
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
         entry = self._entry(tenant, name)
         chosen = entry["current"] if version is None else version
         if version is None and not chosen:
-            raise base.no_current(name, _live(entry))
+            raise refusals.no_current(name, _live(entry))
         if chosen not in _live(entry):
-            raise base.no_version(name, chosen, _live(entry))
+            raise refusals.no_version(name, chosen, _live(entry))
         return self._records(tenant, {name: entry}, [(name, chosen)])[0]
 
     def find_digest(self, tenant: str, digest: Digest) -> list[DeltaRecord]:
@@ -122,7 +124,7 @@ class RedisCatalog:
         if status == "no version":
             raise self._missing(tenant, name, version, entry)
         if status == "moved on":
-            raise base.moved_on(name, expected or 0, entry["current"] or None)
+            raise refusals.moved_on(name, expected or 0, entry["current"] or None)
         return _record(tenant, name, version, stored, version)
 
     def delete_delta(self, tenant: str, name: str, version: int | None = None) -> list[DeltaRecord]:
@@ -133,7 +135,7 @@ class RedisCatalog:
         if status == "no version":
             raise self._missing(tenant, name, version, entry)
         if status == "still current":
-            raise base.still_current(name, entry["current"])
+            raise refusals.still_current(name, entry["current"])
         return self._records(tenant, {name: entry}, [(name, v) for v in _live(entry) if version in (None, v)])
 
     def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
@@ -143,15 +145,15 @@ class RedisCatalog:
         text = json.dumps({"recipe": recipe, "created_at": record.created_at})
         status = self._change(self._save_merge, tenant, [tenant, name, text, int(replace)])
         if status == "delta":
-            raise base.owned_by("delta", name)
+            raise refusals.owned_by("delta", name)
         if status == "merge":
-            raise base.merge_exists(name)
+            raise refusals.merge_exists(name)
         return record
 
     def get_merge(self, tenant: str, name: str) -> MergeRecord:
         text = self._server.ask(self._client.hget, self._key("merges", tenant), name) if base.is_name(name) else None
         if text is None:
-            raise base.no_merge(name, self._merge_names(tenant))
+            raise refusals.no_merge(name, self._merge_names(tenant))
         return MergeRecord(tenant, name, **json.loads(text))
 
     def list_merges(self, tenant: str) -> list[MergeRecord]:
@@ -160,13 +162,13 @@ class RedisCatalog:
 
     def delete_merge(self, tenant: str, name: str) -> None:
         if not base.is_name(name) or not self._server.change(self._client.hdel, self._key("merges", tenant), name):
-            raise base.no_merge(name, self._merge_names(tenant))
+            raise refusals.no_merge(name, self._merge_names(tenant))
 
     def add_blob(self, tenant: str, digest: Digest, size: int) -> bool:
         base.check_name(tenant, param="tenant")
         text = json.dumps({"size": size, "created_at": time.time()})
         status, used, most = self._change(self._add_blob, tenant, [tenant, digest, text, size])
-        _check_quota(tenant, size, status, used, most)
+        check_quota(tenant, size, status, used, most)
         return bool(status == "created")
 
     def forget_blob(self, digest: Digest) -> None:
@@ -201,7 +203,7 @@ class RedisCatalog:
 
     def hold(self, digest: Digest, seconds: float) -> None:
         if self._change(self._hold, "", ["", digest, seconds]) != "ok":
-            raise base.being_removed(digest)
+            raise refusals.being_removed(digest)
 
     def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
         return bool(self._change(self._condemn, "", ["", digest, repr(since), seconds]) == "ok")
@@ -225,7 +227,7 @@ class RedisCatalog:
         """What every script is given."""
         per_tenant = [self._key(kind, tenant) for kind in ("deltas", "versions", "deleted", "merges", "blobs")]
         common = [self._key(kind) for kind in ("digests", "tenants", "tombstones", "holds", "condemned")]
-        return [*per_tenant, *common]
+        return [*per_tenant, *common, self._key("uploads", tenant)]
 
     def _count(self, tenant: str) -> tuple[str, str]:
         num_bytes, num_deltas = self._server.ask(self._usage, keys=self._keys(tenant), args=[tenant, ""])
@@ -242,7 +244,7 @@ class RedisCatalog:
         text = self._server.ask(self._client.hget, self._key("deltas", tenant), name) if base.is_name(name) else None
         entry = json.loads(text) if text else None
         if not entry or not entry["live"]:
-            raise base.no_delta(name, self._entries(tenant))
+            raise refusals.no_delta(name, self._entries(tenant))
         return entry
 
     def _records(self, tenant: str, entries: dict[str, Any], chosen: list[tuple[str, int]]) -> list[DeltaRecord]:
@@ -261,16 +263,8 @@ class RedisCatalog:
 
     def _missing(self, tenant: str, name: str, version: int | None, entry: Any) -> Exception:
         if not entry["live"] or version is None:
-            return base.no_delta(name, self._entries(tenant))
-        return base.no_version(name, version, _live(entry))
-
-
-def _check_quota(tenant: str, size: int, status: str, used: str, most: str) -> None:
-    """Raises QuotaExceeded where a script has answered so."""
-    if status == "over bytes":
-        raise over_bytes(tenant, int(used), size, int(most))
-    if status == "over deltas":
-        raise over_deltas(tenant, int(used), int(most))
+            return refusals.no_delta(name, self._entries(tenant))
+        return refusals.no_version(name, version, _live(entry))
 
 
 def _literal(text: str) -> str:

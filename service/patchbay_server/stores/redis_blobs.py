@@ -17,6 +17,7 @@ from typing import Any
 
 from patchbay.errors import StoreFull, StoreUnavailable
 from patchbay.store.base import Digest, disk_errors
+from patchbay.store.staging import Staging
 from patchbay_server.stores.connection import RedisServer
 from patchbay_server.stores.remote import CHUNK_BYTES
 
@@ -88,6 +89,7 @@ class RedisObjects:
     def __init__(self, url: str, max_bytes: int, prefix: str = "patchbay", *, answer_s: float = ANSWER_S) -> None:
         self._server = RedisServer(url, text=False, answer_s=answer_s)
         self.place = self._server.place
+        self.staging: Staging | None = None  # nobody else may write here
         self._client = self._server.client
         self._max_bytes = max_bytes
         self._prefix = f"{{{prefix}}}"

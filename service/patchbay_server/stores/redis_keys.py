@@ -28,14 +28,7 @@ class RedisKeys:
         self._known, self._used, self._revoked = name, f"{name}:used", f"{name}:revoked"
 
     def add(self, record: KeyRecord) -> None:
-        kept = {
-            "tenant": record.tenant,
-            "scopes": write_scopes(record.scopes),
-            "secret_hash": record.secret_hash,
-            "created_at": record.created_at,
-            "expires_at": record.expires_at,
-        }
-        self._server.change(self._client.hset, self._known, record.id, json.dumps(kept))
+        self._server.change(self._client.hset, self._known, record.id, known_text(record))
 
     def get(self, key: str) -> KeyRecord:
         if not is_key_id(key):
@@ -43,11 +36,11 @@ class RedisKeys:
         known, used, revoked = self._ask(lambda pipeline, name: pipeline.hget(name, key))
         if known is None:
             raise no_key(key)
-        return _record(key, known, used, revoked)
+        return key_record(key, known, used, revoked)
 
     def list_keys(self) -> list[KeyRecord]:
         known, used, revoked = self._ask(lambda pipeline, name: pipeline.hgetall(name))
-        found = [_record(key, text, used.get(key), revoked.get(key)) for key, text in known.items()]
+        found = [key_record(key, text, used.get(key), revoked.get(key)) for key, text in known.items()]
         return sorted(found, key=lambda record: (record.created_at, record.id))
 
     def revoke(self, key: str) -> KeyRecord:
@@ -72,7 +65,19 @@ class RedisKeys:
         return found
 
 
-def _record(key: str, text: str, used: str | None, revoked: str | None) -> KeyRecord:
+def known_text(record: KeyRecord) -> str:
+    """What never changes of a key."""
+    kept = {
+        "tenant": record.tenant,
+        "scopes": write_scopes(record.scopes),
+        "secret_hash": record.secret_hash,
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+    }
+    return json.dumps(kept)
+
+
+def key_record(key: str, text: str, used: str | None, revoked: str | None) -> KeyRecord:
     kept = json.loads(text)
     kept["scopes"] = read_scopes(kept["scopes"])
     return KeyRecord(key, **kept, last_used_at=_time(used), revoked_at=_time(revoked))

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from patchbay.store.base import check_name
-from patchbay.store.tenants import Limits, Usage, check_room
+from patchbay.store.tenants import Limits, Usage, check_room, over_bytes, over_deltas
 from patchbay_server.stores.connection import RedisServer
 
 
@@ -35,3 +35,11 @@ class RedisTenants:
         limits = self.get_limits(tenant)
         if limits.max_bytes is not None or limits.max_deltas is not None:
             check_room(tenant, limits, self.usage(tenant), size, deltas)
+
+
+def check_quota(tenant: str, size: int, status: str, used: str, most: str) -> None:
+    """Raises QuotaExceeded where a script has answered so."""
+    if status == "over bytes":
+        raise over_bytes(tenant, int(used), size, int(most))
+    if status == "over deltas":
+        raise over_deltas(tenant, int(used), int(most))

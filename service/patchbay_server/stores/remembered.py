@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from patchbay.errors import NotFound, StoreUnavailable
 from patchbay.store.audit import Audit
-from patchbay.store.base import Catalog, DeltaRecord, Digest, MergeRecord, is_name, no_merge
+from patchbay.store.base import Catalog, DeltaRecord, Digest, MergeRecord, is_name
 from patchbay.store.keys import Keys
+from patchbay.store.refusals import no_merge
 from patchbay.store.tenants import Tenants
+from patchbay.store.uploads import Uploads
 
 MAX_AGE_S = 1.0
 LOOK_S = 0.5
@@ -65,6 +67,7 @@ class RememberedCatalog:
         self.keys = cast(Keys, _Asked(catalog.keys, self._ask))
         self.tenants = cast(Tenants, _Asked(catalog.tenants, self._ask))
         self.audit = cast(Audit, _Asked(catalog.audit, self._ask))
+        self.uploads = cast(Uploads, _Asked(catalog.uploads, self._ask))
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:
         return self._recall(_Key(tenant, name, version), lambda: self._catalog.get_delta(tenant, name, version))
@@ -246,7 +249,7 @@ class RememberedCatalog:
 
 
 class _Asked:
-    """Keys, tenants and audit of a catalog: refused at once while it is away. Who asks for them remembers them."""
+    """Keys, tenants, audit and uploads of a catalog: refused at once while it is away. Who asks remembers."""
 
     def __init__(self, part: object, ask: Callable[[Callable[[], Any]], Any]) -> None:
         self._part, self._ask = part, ask

@@ -13,7 +13,9 @@ from threading import Lock
 from typing import BinaryIO, Protocol
 
 from patchbay.errors import StoreUnavailable
-from patchbay.store.base import Digest, check_digest, disk_errors, no_blob
+from patchbay.store.base import Digest, check_digest, disk_errors
+from patchbay.store.refusals import no_blob
+from patchbay.store.staging import Staging
 from patchbay_server.stores.cache import BlobCache
 
 CHUNK_BYTES = 8 << 20
@@ -25,6 +27,8 @@ class Objects(Protocol):
 
     place: str
     """For messages; without passwords."""
+    staging: Staging | None
+    """Where others may put bytes, if it has such a place."""
 
     def size(self, digest: Digest) -> int | None:
         """In bytes; None if there is no such object."""
@@ -57,6 +61,14 @@ class RemoteBlobs:
 
     def new_folder(self) -> Path:
         return self._cache.new_folder()
+
+    @property
+    def uploads(self) -> Path:
+        return self._cache.uploads
+
+    @property
+    def staging(self) -> Staging | None:
+        return self._objects.staging
 
     def put(self, temp: Path, digest: Digest) -> None:
         """What is there already is read back, and written only if it is damaged."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 _COMMON = """
 local deltas, versions, deleted, merges, blobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local digests, tenants, tombstones, holds, condemned = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local uploads = KEYS[11]
 local tenant, name = ARGV[1], ARGV[2]
 
 local function text(number) return string.format('%d', number) end
@@ -49,7 +50,18 @@ local function used()
     end
   end
   for _, blob in ipairs(redis.call('HVALS', blobs)) do bytes = bytes + cjson.decode(blob).size end
+  local now = tonumber(redis.call('TIME')[1])
+  for _, begun in ipairs(redis.call('HVALS', uploads)) do
+    begun = cjson.decode(begun)
+    if begun.expires_at > now then bytes = bytes + begun.length end
+  end
   return bytes, count
+end
+
+-- a size that is in a hash's entry, which this one takes the place of
+local function freed(key, digest, field)
+  local found = redis.call('HGET', key, digest)
+  return found and cjson.decode(found)[field] or 0
 end
 
 -- nil where there is room; else which limit, what is used of it, and the limit
@@ -80,10 +92,14 @@ ADD_BLOB = (
     _COMMON
     + _ROOM
     + """
-if redis.call('HEXISTS', blobs, name) == 1 then return {'exists', '0', '0'} end
-local over = refusal(tonumber(ARGV[4]), 0)
+if redis.call('HEXISTS', blobs, name) == 1 then
+  redis.call('HDEL', uploads, name)
+  return {'exists', '0', '0'}
+end
+local over = refusal(tonumber(ARGV[4]) - freed(uploads, name, 'length'), 0)
 if over then return over end
 redis.call('HSET', blobs, name, ARGV[3])
+redis.call('HDEL', uploads, name)
 return {'created', '0', '0'}
 """
 )
@@ -97,9 +113,12 @@ local digest, new_record, activate = ARGV[3], ARGV[4], ARGV[5] == '1'
 if redis.call('HEXISTS', merges, name) == 1 then return {'merge', '0', '0', ''} end
 local entry = load_entry()
 for version, known in pairs(entry.live) do
-  if known == digest then return {'exists', version, text(entry.current), record(version)} end
+  if known == digest then
+    redis.call('HDEL', blobs, digest)
+    return {'exists', version, text(entry.current), record(version)}
+  end
 end
-local over = refusal(tonumber(ARGV[6]), 1)
+local over = refusal(tonumber(ARGV[6]) - freed(blobs, digest, 'size'), 1)
 if over then return {over[1], over[2], over[3], ''} end
 entry.last = entry.last + 1
 local version = text(entry.last)
@@ -108,7 +127,35 @@ if activate then entry.current = entry.last end
 redis.call('HSET', versions, name .. '@' .. version, new_record)
 save_entry(entry)
 index(digest, version, true)
+redis.call('HDEL', blobs, digest)
 return {'created', version, text(entry.current), new_record}
+"""
+)
+
+# (the digest in the place of the name) record, length, now, most -> status, length, ''; or which limit, what is used of
+# it, the limit
+BEGIN_UPLOAD = (
+    _COMMON
+    + _ROOM
+    + """
+local length, now, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local others, expired, known = 0, {}, nil
+local entries = redis.call('HGETALL', uploads)
+for i = 1, #entries, 2 do
+  local begun = cjson.decode(entries[i + 1])
+  if begun.expires_at <= now then table.insert(expired, entries[i])
+  elseif entries[i] == name then known = begun.length
+  else others = others + 1 end
+end
+if known and known ~= length then return {'other length', long(known), ''} end
+if not known then
+  if others >= most then return {'too many', '', ''} end
+  local over = refusal(length, 0)
+  if over then return over end
+end
+for _, digest in ipairs(expired) do redis.call('HDEL', uploads, digest) end
+redis.call('HSET', uploads, name, ARGV[3])
+return {'begun', long(length), ''}
 """
 )
 

@@ -12,6 +12,7 @@ from tests.service.commands.conftest import Cli
 from tests.service.commands.test_compress import error_of, report_of
 
 from patchbay.store import FileBlobs, Hub, SqliteCatalog
+from patchbay.store.resumable import Resumable
 from patchbay_server.jobs.redis import RedisQueue
 from patchbay_server.jobs.sqlite import SqliteQueue
 
@@ -24,7 +25,7 @@ def digest_of(content: bytes) -> str:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A store with a delta, a blob of a job that waits, and one that nobody needs."""
+    """A store with a delta, a blob of a job that waits, one that nobody needs, an upload, and one that ended."""
     folder = tmp_path / "store"
     hub = Hub(SqliteCatalog(folder / "catalog.db"), FileBlobs(folder / "blobs"), frozenset())
     with closing(hub), closing(SqliteQueue(folder / "jobs.db")) as queue:
@@ -36,6 +37,12 @@ def place(tmp_path: Path) -> Path:
             temp = hub.blobs.new_temp()
             temp.write_bytes(content)
             hub.blobs.put(temp, digest_of(content))
+        for name in (b"under way", b"expired"):
+            Resumable(hub).begin(T, digest_of(name), 9)
+            with Resumable(hub).open(T, digest_of(name))[1] as partial:
+                partial.write(name[:4])
+                partial.sync()
+        hub.catalog.uploads.end(T, digest_of(b"expired"))
         queue.submit(T, "compression", {"files": {"config.json": digest_of(b"waits")}})
     return folder
 
@@ -43,12 +50,14 @@ def place(tmp_path: Path) -> Path:
 def test_what_nobody_needs_is_removed(cli: Cli, place: Path) -> None:
     expected = [{"digest": digest_of(b"left over"), "size": 9}]
     planned = report_of(cli, "store", "gc", "--store", place, "--dry-run")
-    assert planned == {"dry_run": True, "removed": expected, "bytes": 9}
+    uploads = {"count": 1, "bytes": 4}
+    assert planned == {"dry_run": True, "removed": expected, "bytes": 9, "uploads": uploads}
     done = cli("store", "gc", "--store", str(place))
-    assert done.exit_code == 0 and "1 blobs removed, 9 bytes" in done.stdout
+    assert done.exit_code == 0 and done.stdout == "1 blobs removed, 9 bytes; 1 expired uploads, 4 bytes\n"
     assert report_of(cli, "store", "gc", "--store", place)["removed"] == []
     with closing(FileBlobs(place / "blobs")) as blobs:
         assert blobs.digests() == {digest_of(b"delta"), digest_of(b"waits")}
+        assert {path.name for path in blobs.uploads.glob("*/*.offset")} == {f"{digest_of(b'under way')[7:]}.offset"}
 
 
 def test_what_jobs_in_redis_read_stays(cli: Cli, tmp_path: Path, redis_database: str) -> None:
