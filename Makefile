@@ -43,7 +43,7 @@ test-api: venv  ## CASES=10000 requests of a fuzzer over the whole OpenAPI of re
 test-long: venv $(MOTO)  ## thousands of interleaved requests, every architecture that answers many at once, every fault of the network, 100,000 damaged files
 	PATCHBAY_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/engine/test_continuous.py tests/engine/test_interleavings.py \
 	  tests/engine/test_encoder_interleavings.py tests/engine/test_isolation.py tests/engine/test_mixed.py \
-	  tests/service/demo tests/jobs/test_crash.py tests/e2e/test_server.py \
+	  tests/service/demo tests/jobs/test_crash.py tests/crash tests/e2e/test_server.py \
 	  tests/benchmarks/test_soak.py tests/benchmarks/test_methods.py tests/benchmarks/test_serving.py tests/benchmarks/test_overhead.py \
 	  tests/service/commands tests/stores/test_faults.py tests/benchmarks/test_trained.py tests/benchmarks/test_quality_merging.py tests/service/test_canaries.py \
 	  tests/attacks
@@ -52,7 +52,7 @@ demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
 
 test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server and a real S3 server
-	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/jobs tests/e2e/test_stores.py
+	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/jobs tests/crash tests/e2e/test_stores.py
 
 bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_compression $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \
