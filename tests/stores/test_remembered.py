@@ -90,6 +90,23 @@ def restore(line: Line, catalog: RememberedCatalog) -> None:
     until(lambda: catalog._lost is None)
 
 
+def test_a_blob_that_is_being_removed_is_no_sign_of_a_lost_catalog(
+    catalog: RememberedCatalog, line: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    line.catalog.add_version(T, "math", digest(1), 1, "{}")
+    assert catalog.condemn(digest(2), 0, 60)
+    with pytest.raises(StoreUnavailable, match="being removed"):
+        catalog.hold(digest(2), 60)
+    assert catalog.get_delta(T, "math").version == 1 and not caplog.records
+    line.cut = True
+    with pytest.raises(StoreUnavailable, match="the line is cut"):
+        catalog.list_deltas(T)
+    line.calls.clear()
+    with pytest.raises(StoreUnavailable, match="the line is cut"):
+        catalog.hold(digest(3), 60)
+    assert "hold" not in line.calls  # answered at once
+
+
 def test_a_name_is_asked_for_once_a_second(catalog: RememberedCatalog, line: Line, clock: Clock) -> None:
     catalog.add_version(T, "math", digest(1), 1, "{}")
     line.calls.clear()

@@ -131,7 +131,9 @@ class RememberedCatalog:
         return self._ask(self._catalog.pinned_digests)
 
     def hold(self, digest: Digest, seconds: float) -> None:
-        self._ask(lambda: self._catalog.hold(digest, seconds))
+        # A blob that is being removed is refused in the words of a catalog that is away, and that is an answer.
+        self._refuse_if_lost()
+        self._catalog.hold(digest, seconds)
 
     def condemn(self, digest: Digest, since: float, seconds: float) -> bool:
         return self._ask(lambda: self._catalog.condemn(digest, since, seconds))
