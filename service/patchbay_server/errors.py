@@ -196,7 +196,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     code = _HTTP_CODES.get(error.status_code, "http_error")
     message = str(error.detail)
     if message == _UNREADABLE:
-        message = "the body is no JSON that can be read: it is nested too deeply, or has a number of too many digits"
+        message = (
+            "the body is no JSON that can be read: it is compressed or no UTF-8, is nested too deeply, or has a number "
+            "of too many digits"
+        )
     headers = error.headers
     if code == "unknown_route":
         message = f"there is no route {request.method} {request.url.path[:200]}"

@@ -10,16 +10,19 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from tests.delta import samples
-from tests.delta.samples import assemble, assemble_version1, container, frames_of, parts, replaced, rows_of
+from tests.delta.samples import assemble_version1, container, parts, replaced, rows_of
 from tests.golden import lossless, make
 
 from patchbay.architecture import TensorSpec
 from patchbay.delta.encode import Streams
+from patchbay.delta.file import frame_row
 from patchbay.delta.frames import pack, unpack
+from patchbay.delta.streams import plan_frames
 
 Fields = dict[str, Any]
 Raw = dict[Any, bytes]
@@ -50,8 +53,21 @@ class Sample:
         return "unused" in self.manifest
 
 
+_packed = lru_cache(maxsize=4096)(pack)  # most frames of a damaged file are those of the valid one
+
+
+def _frames(streams: Raw) -> dict[str, bytes]:
+    planned = plan_frames({stream: len(data) for stream, data in streams.items()})
+    joined = [b"".join(streams[stream] for stream in frame.lengths) for frame in planned]
+    return {frame_row(number): _packed(data) for number, data in enumerate(joined)}
+
+
+def _version2(manifest: Fields, streams: Raw) -> bytes:
+    return samples.enclose(rows_of(manifest, _frames(streams)))
+
+
 def _version1(manifest: Fields, streams: Raw) -> bytes:
-    return assemble_version1(manifest, {name: pack(data) for name, data in streams.items()})
+    return assemble_version1(manifest, {name: _packed(data) for name, data in streams.items()})
 
 
 def _lossless() -> Sample:
@@ -59,15 +75,15 @@ def _lossless() -> Sample:
     streams = Streams()
     for name in base:
         streams.add_lossless(name, base[name], torch.nan_to_num(tuned[name]))
-    return Sample("lossless", lossless.SPECS, *parts(streams), assemble, read_base=base.__getitem__)
+    return Sample("lossless", lossless.SPECS, *parts(streams), _version2, read_base=base.__getitem__)
 
 
 def _samples() -> tuple[Sample, ...]:
     old, frames = samples.sample_version1()
     return (
-        Sample("every_kind", samples.SPECS, *samples.sample(), assemble),
-        Sample("factors", samples.SPECS, *parts(samples.factored_streams()), assemble),
-        Sample("every_encoding", make.SPECS, *parts(make.build()), assemble),
+        Sample("every_kind", samples.SPECS, *samples.sample(), _version2),
+        Sample("factors", samples.SPECS, *parts(samples.factored_streams()), _version2),
+        Sample("every_encoding", make.SPECS, *parts(make.build()), _version2),
         _lossless(),
         Sample(
             "version1", samples.SPECS, old, {name: unpack(data, 1 << 24) for name, data in frames.items()}, _version1
@@ -164,7 +180,7 @@ def swap_streams(sample: Sample, source: random.Random) -> bytes:
 
 def damage_frame(sample: Sample, source: random.Random) -> bytes:
     """Bytes of a zstd frame changed, under the right hash: only the decompressor is left to see it."""
-    frames = frames_of(sample.streams) if sample.has_lengths else {n: pack(d) for n, d in sample.streams.items()}
+    frames = _frames(sample.streams) if sample.has_lengths else {n: _packed(d) for n, d in sample.streams.items()}
     name = source.choice(list(frames))
     data = bytearray(frames[name])
     for _ in range(source.randint(1, 3)):

@@ -41,7 +41,7 @@ def answers(data: bytes) -> list[str]:
     return found
 
 
-def exchange(address: tuple[str, int], send: Send) -> list[str]:
+def exchange(address: tuple[str, int], send: Send) -> bytes:
     """What comes back until the server closes. Raises TimeoutError where it does not, and ConnectionResetError where it
     does not wait for what is on its way.
     """
@@ -51,7 +51,7 @@ def exchange(address: tuple[str, int], send: Send) -> list[str]:
         data = b""
         while connection.fileno() >= 0 and (piece := connection.recv(65536)):
             data += piece
-        return answers(data)
+        return data
 
 
 def until_answered(piece: bytes, pause: float = 0.1) -> Send:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from tests.e2e import processes
-from tests.e2e.sockets import Send, chunks, exchange, half_close, head, post, reset, then, until_answered
+from tests.e2e.sockets import Send, answers, chunks, exchange, half_close, head, post, reset, then, until_answered
 from tests.service.serving import ok
 
 HASTY = Path(__file__).with_name("hasty.py")
@@ -198,11 +198,17 @@ def resident(server: Running) -> int:
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_refused_and_nobody_else_notices(server: Running, resident: int, name: str) -> None:
     sent, expected = CASES[name]
-    assert exchange(server.address, sent if callable(sent) else then(sent)) == expected
+    assert answers(exchange(server.address, sent if callable(sent) else then(sent))) == expected
     assert ok(server.client.get("/healthz")) == {"status": "ok"}
     assert server.ask() == ANSWER
     assert server.partial() == []
     assert server.resident() < resident + MOST_GROWTH
+
+
+def test_a_trailer_is_no_header(server: Running) -> None:
+    sent = in_chunks(chunks([ASK]) + b"0\r\nX-Request-ID: smuggled\r\n\r\n")
+    found = exchange(server.address, then(sent))
+    assert answers(found) == ["200"] and b"smuggled" not in found
 
 
 def test_there_are_enough_cases() -> None:

@@ -34,6 +34,7 @@ max-stream-events = 20
 
 [generation]
 max-examples = {examples}
+with-security-parameters = {has_key}
 database = "none"
 
 [phases.stateful.generation]
@@ -50,6 +51,11 @@ values = {blobs}
 
 [parameters]
 {bindings}
+
+# A job that is cancelled can still be looked at.
+[[operations]]
+include-path = ["/v1/jobs/{{job}}", "/v1/jobs/{{job}}/events"]
+checks.use_after_free.enabled = false
 """
 SEQUENCES = 6
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -88,7 +94,7 @@ def conform(
     are blobs that are there, by file name. The run's own files go to `folder`.
     """
     config, report = folder / "schemathesis.toml", folder / "report.json"
-    config.write_text(_config(examples, [*files.values()]))
+    config.write_text(_config(examples, [*files.values()], key is not None))
     left_out = (*LEFT_OUT, *([] if key else ["ignored_auth"]))  # a server without keys asks for none
     done = subprocess.run(
         [
@@ -111,11 +117,11 @@ def conform(
     return Report(found["test_cases"]["generated"], phases, found["failures"], found["errors"], done.stdout)
 
 
-def _config(examples: int, blobs: list[str]) -> str:
+def _config(examples: int, blobs: list[str], has_key: bool) -> str:
     bindings = "\n".join(
         f'"{place}" = {{dictionary = "{kind}", probability = 0.6}}'
         for kind, places in BOUND.items()
         for place in places
     )
-    values = {"names": json.dumps(NAMES), "blobs": json.dumps(blobs)}
+    values = {"names": json.dumps(NAMES), "blobs": json.dumps(blobs), "has_key": json.dumps(has_key)}
     return CONFIG.format(**values, bindings=bindings, examples=examples, sequences=SEQUENCES * examples)
