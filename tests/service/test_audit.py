@@ -8,10 +8,18 @@ from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
+import anyio
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Connection
 from tests.service.compressing import put_folder, work
 from tests.service.serving import Serve, Served, assert_error, ok
 from tests.service.tenants import OPERATOR, Tenant, tenant
+
+from patchbay.store.keys import Scope
+from patchbay_server.audit import Audited
+from patchbay_server.callers import Caller
+from patchbay_server.routes import base
 
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
 WORDS = b"the secret words of a calibration"
@@ -85,6 +93,44 @@ def test_a_job_says_what_it_published(serve: Serve, finetune_folder: Callable[..
         ("none", "POST /v1/compressions", job, "202"),
         (f"job {job}", "publish", "math@1", "done"),
     ]
+
+
+def change(served: Served, app: ASGIApp, send: Send) -> None:
+    """A change by `acme` that `app` answers, with the log around it."""
+    [route] = [route for route in base.router.routes if getattr(route, "path", "").endswith("/verify")]
+    caller = Caller("acme", "key", frozenset({Scope.ADMIN}))
+    scope = {"type": "http", "method": "POST", "query_string": b"", "route": route, "state": {"caller": caller}}
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    anyio.run(Audited(app, served.hub.catalog.audit), scope, receive, send)
+
+
+def test_an_entry_is_there_before_its_answer(serve: Serve) -> None:
+    served, seen = serve("vit"), []
+
+    async def app(scope: Connection, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Message) -> None:
+        seen.append((message["type"], told(served, "tenant", "actor", "action", "result")))
+
+    change(served, app, send)
+    assert seen == [("http.response.start", [("acme", "key", "POST /v1/base/verify", "200")])]
+
+
+def test_a_change_that_a_bug_ended_is_there(serve: Serve) -> None:
+    served = serve("vit")
+
+    async def app(scope: Connection, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a bug")
+
+    async def send(message: Message) -> None: ...
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        change(served, app, send)
+    assert told(served, "actor", "result") == [("key", "500")]
 
 
 def test_a_log_that_cannot_be_written_stops_nobody_and_is_said(
