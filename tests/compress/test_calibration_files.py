@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,7 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, data: bytes | str, mes
     assert name in caught.value.message
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
-def test_missing_files_are_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / "a.txt")
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no calibration file"):
         Calibration.read(tmp_path / "a.txt")
     with pytest.raises(InputError, match="there is no labels file") as caught:
@@ -152,3 +149,20 @@ def test_too_many_inputs(tmp_path: Path) -> None:
     file = write(tmp_path, "a.txt", "a\n" * (calibration.MAX_INPUTS + 1))
     with pytest.raises(InputError, match=f"has {calibration.MAX_INPUTS + 1} inputs"):
         Calibration.read(file)
+
+
+@pytest.mark.parametrize("name", ["x.edf", "x.BDF", "x_raw.fif.gz"])
+def test_a_recording_is_no_set_of_windows(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"0       ")
+    with pytest.raises(
+        InputError, match="is a recording, and windows of recordings are wanted: .*calibration.safetens"
+    ):
+        Calibration.read(tmp_path / name)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: give a calibration file"):
+        Calibration.read(tmp_path)
+    (tmp_path / "calibration.safetensors").touch()
+    with pytest.raises(InputError, match=r"is a folder: give .*calibration\.safetensors"):
+        Calibration.read(tmp_path)

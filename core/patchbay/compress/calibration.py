@@ -31,6 +31,7 @@ from patchbay.models.signals import SignalInput, signal_inputs
 
 MAX_FILE = 1 << 30
 MAX_INPUTS = 1 << 17
+RECORDINGS = (".edf", ".bdf", ".gdf", ".cnt", ".set", ".vhdr", ".fif", ".fif.gz")
 BATCH = 32
 BATCH_CHARACTERS = 1 << 12  # of padded text: what a backward pass keeps grows with it
 LM_INPUTS = ("input_ids", "attention_mask")
@@ -59,6 +60,12 @@ class Calibration:
         Raises InputError for a file that is empty, too large, or of another kind, and for labels that do not match.
         """
         _check_file(file, "calibration")
+        if file.name.lower().endswith(RECORDINGS):
+            raise InputError(
+                f"{file} is a recording, and windows of recordings are wanted: `patchbay neuript finetune` leaves some "
+                "in its folder, as calibration.safetensors",
+                param="calibration",
+            )
         inputs = _arrays(file) if file.suffix in (".npy", ".safetensors") else _lines(file, "calibration")
         if not inputs:
             raise InputError(f"{file} has no inputs", param="calibration")
@@ -235,6 +242,10 @@ def _label_ids(head: HeadModel | None, calibration: Calibration) -> torch.Tensor
 
 
 def _check_file(file: Path, param: str) -> None:
+    if file.is_dir():
+        within = file / "calibration.safetensors"
+        hint = f": give {within}" if within.is_file() else f": give a {param} file"
+        raise InputError(f"{file} is a folder{hint}", param=param)
     if not file.is_file():
         raise InputError(f"there is no {param} file {file}", param=param)
     if file.stat().st_size > MAX_FILE:
