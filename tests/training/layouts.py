@@ -33,8 +33,17 @@ def write_edf(
     ).write(file)
 
 
-def write_gdf(file: Path, names: Sequence[str], seconds: int, rate: int, events: Sequence[tuple[float, int]]) -> None:
-    """Version 1.25, in records of a second; `events`: when, in seconds, and their types."""
+def write_gdf(
+    file: Path,
+    names: Sequence[str],
+    seconds: int,
+    rate: int,
+    events: Sequence[tuple[float, int]],
+    gap: tuple[int, int] = (0, 0),
+) -> None:
+    """Version 1.25, in records of a second; `events`: when, in seconds, and their types. `gap`: from which sample to
+    which all channels have the lowest number, as between runs.
+    """
     count = len(names)
     parts = [b"GDF 1.25", b"X X".ljust(80), b"".ljust(80), b"2005010112000000"]
     parts += [struct.pack("<q", 256 * (1 + count)), bytes(24 + 20), struct.pack("<qIII", seconds, 1, 1, count)]
@@ -43,6 +52,7 @@ def write_gdf(file: Path, names: Sequence[str], seconds: int, rate: int, events:
     parts += [struct.pack("<q", low) * count for low in (-32768, 32767)]
     parts += [b"".ljust(80 * count), struct.pack("<i", rate) * count, struct.pack("<i", 3) * count, bytes(32 * count)]
     counts = np.round(signal(seconds, rate, count, 1) * 10).astype("<i2")
+    counts[:, gap[0] : gap[1]] = -32768
     parts += [counts.reshape(count, seconds, rate).transpose(1, 0, 2).tobytes()]
     places = np.array([round(onset * rate) + 1 for onset, _ in events], "<u4")
     kinds = np.array([kind for _, kind in events], "<u2")

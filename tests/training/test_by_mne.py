@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.training.layouts import write_gdf
 from tests.training.recordings import NAMES, signal
 
 from patchbay.errors import InputError
+from patchbay.training.by_mne import _bridged
 from patchbay.training.files import load
 
 with warnings.catch_warnings():
@@ -39,6 +41,33 @@ def test_a_fif_file(tmp_path: Path, first: int) -> None:
         (2.0, 1.5, "T1"),
         (9.0, 0.0, "T2"),
     ]
+
+
+@pytest.mark.parametrize("gap", [(0, 100), (300, 400), (650, 750)])
+def test_gaps_between_runs(tmp_path: Path, gap: tuple[int, int]) -> None:
+    """At the lowest number there is: a straight line leads over it."""
+    write_gdf(tmp_path / "x.gdf", ["EEG-Fz", "EEG-Cz"], 3, 250, [], gap)
+    found, rows = load(tmp_path / "x.gdf").recording.signal, signal(3, 250, 2, 1)
+    outside = np.r_[0 : gap[0], gap[1] : 750]
+    np.testing.assert_allclose(found[:, outside], rows[:, outside], atol=0.06)
+    before, after = max(gap[0] - 1, 0), min(gap[1], 749)
+    inside = found[:, gap[0] : gap[1]]
+    assert np.abs(inside).max() < 200 and np.abs(np.diff(inside, 2)).max() < 1e-6
+    if gap[0] > 0 and gap[1] < 750:
+        ends = found[:, [before, after]]
+        assert (inside <= ends.max(1)[:, None]).all() and (inside >= ends.min(1)[:, None]).all()
+
+
+def test_missing_samples() -> None:
+    rows = np.array([[1.0, 2.0, *[np.nan] * 9, 12.0], [0.0, 0.0, *[np.nan] * 9, 0.0]])
+    np.testing.assert_allclose(_bridged(rows), [np.arange(1.0, 13.0), np.zeros(12)])
+
+
+def test_what_is_no_gap() -> None:
+    clipped = np.array([[5.0, *[-9.0] * 20, 3.0], np.arange(22.0)])
+    brief = np.array([[5.0, *[-9.0] * 7, 3.0]] * 2)
+    for rows in (clipped, brief, np.zeros((2, 30))):
+        assert np.array_equal(_bridged(rows), rows)
 
 
 def test_what_it_cannot_read(tmp_path: Path) -> None:

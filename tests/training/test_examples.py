@@ -12,7 +12,7 @@ from patchbay.errors import InputError
 from patchbay.models.neuript.montage import Montage
 from patchbay.models.neuript.preprocess import Windows
 from patchbay.models.neuript.steps import RATE, Steps
-from patchbay.training.examples import PARTS, Examples, Parts, Split, classes_of, examples, split
+from patchbay.training.examples import PARTS, Examples, Parts, Split, classes_of, examples, split, unlike
 from patchbay.training.labels import Marks, Span, by_annotations
 from patchbay.training.windows import Source
 
@@ -55,8 +55,25 @@ def test_a_window_that_is_rejected_has_no_class_either(tmp_path: Path) -> None:
 
 
 def test_without_any_class(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no window has a class"):
-        examples([write_edf(tmp_path / "x.edf")], by_annotations(tmp_path, {}), STEPS)
+    told: list[tuple[Path, str]] = []
+    paths = [
+        write_edf(tmp_path / "x.edf"),
+        write_edf(tmp_path / "y.edf", seconds=1),
+        write_marked(tmp_path / "z.edf", [(0, 1, "T1")]),
+    ]
+    with pytest.raises(InputError, match=r"no window has a class: the labels say nothing \(2 recordings\)"):
+        examples(paths, by_annotations(tmp_path, {}), STEPS, on_left_out=lambda *one: told.append(one))
+    assert [path.name for path, _ in told] == ["x.edf", "y.edf", "z.edf"]
+    assert "nothing that is labelled is as long as a window of 2 s" in told[2][1]
+
+
+def test_annotations_that_are_nowhere(tmp_path: Path) -> None:
+    marked = write_marked(tmp_path / "x.edf", [(0, 10, "T0"), (10, 10, "T1"), (20, 5, "T0")])
+    rule = by_annotations(tmp_path, {"T1": "left", "T7": "right"})
+    message = r"no recording has an annotation 'T7': there are 'T0' \(2 times\), 'T1' \(1 times\)"
+    with pytest.raises(InputError, match=message):
+        examples([marked], rule, STEPS, annotations=("T1", "T7"))
+    assert examples([marked], by_annotations(tmp_path, {"T1": "left"}), STEPS, annotations=("T1",))
 
 
 def test_what_cannot_be_read_is_named_once(tmp_path: Path) -> None:
@@ -102,6 +119,21 @@ def test_subjects_of_each_class_are_dealt_apart() -> None:
     parts = split([*ill, *well], how)
     numbers = {part: [sum(one.subject[0] == kind for one in parts[part]) for kind in "iw"] for part in PARTS}
     assert numbers == {"train": [5, 4], "validation": [2, 2], "test": [2, 3]}
+
+
+def test_other_numbers_of_subjects_are_told_of() -> None:
+    ill, well = ([made(f"{kind}{number}", kind) for number in range(9)] for kind in "iw")
+    how = Split("subject", counts={"i": (5, 2, 2), "w": (4, 2, 3)})
+    assert unlike([*ill, *well], how) == [] and unlike(well, Split("subject")) == []
+    assert unlike([*ill[1:], *well], how) == ["8 subjects are i, not 9: they are split by shares"]
+
+
+def test_which_subjects_there_are() -> None:
+    with pytest.raises(InputError, match="a split by subject needs two, and there is 'S1': a subject is the first"):
+        split([made("S1", "xy"), made("S1", "yx")], Split("subject"))
+    with pytest.raises(InputError) as caught:
+        split([made("S1", "xx"), made("S2", "xx"), made("S3", "xxxyx")], Split("subject", 0.3, 0.3))
+    assert "of the class 'y': there are in train:" in caught.value.message and "S1" in caught.value.message
 
 
 def test_parts_that_the_labels_give() -> None:

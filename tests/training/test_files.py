@@ -16,8 +16,6 @@ def test_every_recording_below_a_folder(tmp_path: Path) -> None:
     made = [write_edf(tmp_path / "b" / "x.EDF"), write_npz(tmp_path / "a" / "y.npz"), write_edf(tmp_path / "z.edf")]
     (tmp_path / "notes.txt").write_text("no recording")
     assert files_in(tmp_path) == sorted(made)
-    with pytest.raises(InputError, match=r"has no recording: \.edf, \.bdf, \.npz, \.fif"):
-        files_in(tmp_path / "nowhere")
 
 
 def test_both_kinds_are_the_recording(tmp_path: Path) -> None:
@@ -63,3 +61,15 @@ def test_an_archive_that_says_it_is_huge(tmp_path: Path, monkeypatch: pytest.Mon
         archive.writestr("signal.npy", b"\x00" * 5000)
     with pytest.raises(InputError, match="holds more than 1,000 bytes"):
         load(tmp_path / "x.npz")
+
+
+def test_folders_without_a_recording(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder .*nowhere"):
+        files_in(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"is empty: \.edf, \.bdf, \.npz, \.fif"):
+        files_in(tmp_path)
+    (tmp_path / "notes.txt").write_text("no recording")
+    with pytest.raises(InputError, match=r"has notes\.txt and no recording: \.edf, \.bdf, \.npz, \.fif"):
+        files_in(tmp_path)
+    with pytest.raises(InputError, match=r"notes\.txt is a file: give the folder it is in"):
+        files_in(tmp_path / "notes.txt")

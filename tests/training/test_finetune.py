@@ -114,8 +114,6 @@ def test_the_best_epoch_is_kept(base: Path, parts: Parts, tmp_path: Path) -> Non
 
 
 def test_what_is_no_encoder(base: Path, parts: Parts, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder of a NeurIPT model"):
-        finetune(tmp_path / "nowhere", parts, STEPS, tmp_path / "out", OPTIONS)
     config = json.loads((base / "config.json").read_text())
     other = tmp_path / "deeper"
     other.mkdir()
@@ -124,3 +122,24 @@ def test_what_is_no_encoder(base: Path, parts: Parts, tmp_path: Path) -> None:
     (other / "model.safetensors").symlink_to(base / "model.safetensors")
     with pytest.raises(InputError, match=r"does not hold this encoder: 'blocks\.6"):
         finetune(other, parts, STEPS, tmp_path / "out", OPTIONS)
+
+
+def test_windows_of_many_channels_are_worked_through_some_at_a_time(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is random, to the same losses."""
+    config = NeurIPTConfig.of_size("test", dropout=0.0, router_noise=0.0)
+    NeurIPTForPreTraining(config).save_pretrained(tmp_path / "base")
+    once = replace(OPTIONS, epochs=1)
+    whole = finetune(tmp_path / "base", parts, STEPS, tmp_path / "whole", once)
+    monkeypatch.setattr("patchbay.training.memory.BUDGET", 4 << 20)
+    small = finetune(tmp_path / "base", parts, STEPS, tmp_path / "small", once)
+    assert small.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.02)
+    assert small.history[0]["loss"] != whole.history[0]["loss"], "in parts"
+
+
+def test_nothing_is_written_over(trained: tuple[Path, Outcome, list[Progress]], base: Path, parts: Parts) -> None:
+    before = (trained[0] / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(InputError, match="is there already and not empty: take another --out"):
+        finetune(base, parts, STEPS, trained[0], OPTIONS)
+    assert (trained[0] / "model.safetensors").stat().st_mtime_ns == before

@@ -10,10 +10,10 @@ from patchbay.models.neuript.edf import Event
 from patchbay.models.neuript.recording import Recording
 from patchbay.models.neuript.steps import Steps
 from patchbay.training.files import Opened
-from patchbay.training.labels import Marks, Span, by_annotations, by_table, starts_of, subject_of
+from patchbay.training.labels import Marks, Span, by_annotations, by_table, only_with, starts_of, subject_of
 
 EVENTS = (Event(0.0, 4.0, "T0"), Event(4.0, 4.1, "T1"), Event(8.1, None, "T2"))
-OPENED = Opened(Recording(np.zeros((1, 10)), 100.0, ("C3",), "uV"), EVENTS)
+OPENED = Opened(Recording(np.zeros((1, 1000)), 100.0, ("C3",), "uV"), EVENTS)
 TWO = Steps(window_seconds=2.0)
 
 
@@ -39,23 +39,54 @@ def test_a_table(tmp_path: Path) -> None:
     assert rule(tmp_path / "z.edf", OPENED) is None, "the table does not know it"
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_separators(tmp_path: Path, mark: str) -> None:
+    """A spreadsheet's export, with a mark of its encoding and quotes, and a path as Windows writes it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.edf").touch()
+    lines = [["File", "Label", "onset"], ["a\\x.edf", '"eyes open"', "1.5"]]
+    text = "".join(mark.join(line) + "\r\n" for line in lines)
+    (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    marks = by_table(tmp_path / "labels.csv", tmp_path)(tmp_path / "a" / "x.edf", OPENED)
+    assert marks == Marks("a", (Span(1.5, 1.5, "eyes open"),))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,class\nx.edf,1\n", "lacks the column 'label'"),
+        ("file,class\nx.edf,1\n", "lacks the column 'label': its columns are file, class; wanted are file and label"),
+        ("file;klasse\nx.edf;1\n", "lacks the column 'label': its columns are file, klasse; wanted"),
+        ("file label\nx.edf 1\n", "lacks the column 'file': its columns are file label; wanted"),
         ("file,label,colour\nx.edf,1,red\n", "has a column 'colour'"),
-        ("", "lacks the column 'file'"),
-        ("file,label\ny.edf,1\n", "names y.edf, which is not in"),
-        ("file,label,onset\nx.edf,1,soon\n", "x.edf at 'soon'"),
+        ("", "lacks the column 'file': its columns are none"),
+        ("file,label\n", "has no line below its header"),
+        ("file,label\nx.edf,1\nx.edf,\n", "line 3, has no label"),
+        ("file,label\nsub/deep/y.edf,1\n", "line 2, names sub/deep/y.edf, .*did you mean a/y.edf"),
+        ("file,label\nX1.edf,1\n", "names X1.edf, which is not in .*; did you mean x.edf"),
+        ("file,label\n/somewhere/else,1\n", "which is not in .*: files are named by their paths below it"),
+        ("file,label,onset\nx.edf,1,soon\n", "line 2: onset and duration are seconds, as 1.5, and not onset 'soon'"),
+        ("file;label;onset\nx.edf;1;1,5\n", "seconds, as 1.5, and not onset '1,5'"),
         ("file,label,onset,duration\nx.edf,1,0,-1\n", "onset and duration are seconds"),
         ("file,label,onset\nx.edf,1,nan\n", "onset and duration are seconds"),
+        ("file,label,onset\nx.edf,1,2\nx.edf,1,10\n", "line 3: 10 s is outside of x.edf, which has 10 s"),
+        ("file,label,onset\nx.edf,1,-2\n", "line 2: -2 s is outside of x.edf"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "x.edf").touch()
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    for name in ("x.edf", "a/y.edf"):
+        (tmp_path / "data" / name).touch()
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=message):
-        by_table(tmp_path / "labels.csv", tmp_path)(tmp_path / "x.edf", OPENED)
+        by_table(tmp_path / "labels.csv", tmp_path / "data")(tmp_path / "data" / "x.edf", OPENED)
+
+
+def test_recordings_that_lack_a_channel(tmp_path: Path) -> None:
+    rule = only_with(("EEG C3-REF", "Cz"), by_annotations(tmp_path, {}))
+    with pytest.raises(InputError, match="it has no channel 'Cz'"):
+        rule(tmp_path / "x.edf", OPENED)
+    silent = Opened(OPENED.recording)
+    assert rule(tmp_path / "x.edf", silent) == Marks("x", ()), "of which nothing is read"
 
 
 def test_subjects_are_folders(tmp_path: Path) -> None:

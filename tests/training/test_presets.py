@@ -168,6 +168,10 @@ def test_second_sessions_have_their_labels_elsewhere(tmp_path: Path) -> None:
     labels = {one.source.path.stem: one.labels for one in found}
     assert labels["A01T"] == ("right", "left", "feet", "tongue")
     assert labels["A01E"] == ("tongue", "feet", "right", "left") and "A02E" not in labels
+    preset, told = PRESETS["bcic-iv-2a"], list[tuple[str, str]]()
+    files = [tmp_path / "A01T.gdf", tmp_path / "A02E.gdf"]
+    examples(files, preset.rule(tmp_path), preset.steps, on_left_out=lambda path, why: told.append((path.name, why)))
+    assert told == [("A02E.gdf", "A02E.mat, which says what was cued, is not in the folder")]
     for wrong, message in (([1, 2], "has 2 classes for 4 cues"), ([1, 2, 3, 5], "no 'classlabel' of 1 to 4")):
         io.savemat(tmp_path / "A02E.mat", {"classlabel": np.array(wrong)})
         with pytest.raises(InputError, match=message):

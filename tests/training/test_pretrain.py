@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.training.recordings import write_edf, write_npz
 from patchbay.errors import InputError
 from patchbay.models.neuript import NeurIPTForPreTraining
 from patchbay.models.neuript.steps import Steps
+from patchbay.training.checkpoint import state_of
 from patchbay.training.pretrain import Options, Report, pretrain
 from patchbay.training.windows import Batches, sources, split
 
@@ -35,7 +37,7 @@ def test_it_ends_in_a_folder_that_transformers_reads(parts: tuple[Batches, Batch
     told: list[Report] = []
     last = pretrain(*parts, tmp_path, OPTIONS, told.append)
     assert last == told[-1] and last.step == last.steps == 2 * (len(parts[0]) // 4)
-    assert [report.step for report in told] == [*range(2, last.steps, 2), last.steps]
+    assert [report.step for report in told] == [1, *range(2, last.steps, 2), last.steps]
     assert all(report.judged > 0 and report.zero == last.zero for report in told)
     model, state = NeurIPTForPreTraining.from_pretrained(tmp_path), load_file(tmp_path / "checkpoint/model.safetensors")
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -44,20 +46,14 @@ def test_it_ends_in_a_folder_that_transformers_reads(parts: tuple[Batches, Batch
 @pytest.mark.parametrize("after", [1, 3])
 def test_it_goes_on_to_the_identical_end(parts: tuple[Batches, Batches], tmp_path: Path, after: int) -> None:
     whole = pretrain(*parts, tmp_path / "whole", OPTIONS, lambda _: None)
-    seen = 0
-
-    def stop(_: Report) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == after:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        pretrain(*parts, tmp_path / "cut", OPTIONS, stop)
+        pretrain(*parts, tmp_path / "cut", OPTIONS, stopping(after))
     told: list[Report] = []
     again = pretrain(*parts, tmp_path / "cut", OPTIONS, told.append)
-    assert len(told) < whole.steps // 2, "it did not begin anew"
+    assert told[0].step > 1, "it did not begin anew"
     assert (again.judged, again.zero) == (whole.judged, whole.zero)
+    histories = [state.history for name in ("whole", "cut") if (state := state_of(tmp_path / name))]
+    assert histories[0] == histories[1]
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
@@ -93,3 +89,49 @@ def test_the_last_checkpoint_is_found_between_two_renames(parts: tuple[Batches, 
 def test_fewer_windows_than_a_batch(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="are fewer than a batch of 999"):
         pretrain(*parts, tmp_path, replace(OPTIONS, batch_size=999), lambda _: None)
+
+
+def test_a_step_that_is_told_of_first_and_last(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    """However seldom reports are asked for: else a short run would have nothing to draw."""
+    told: list[Report] = []
+    pretrain(*parts, tmp_path, replace(OPTIONS, report_every=999), told.append)
+    assert [report.step for report in told] == [1, told[0].steps] and told[0].loss == told[0].loss
+
+
+def test_what_is_done_is_told_again(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    first, again = (pretrain(*parts, tmp_path, OPTIONS, lambda _: None) for _ in range(2))
+    assert replace(first, seconds_left=0.0) == replace(again, seconds_left=0.0)
+
+
+def test_nothing_is_written_over(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="is there already and not empty"):
+        pretrain(*parts, tmp_path, OPTIONS, lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / ".checkpoint.new").mkdir()  # stopped while the first was written
+    assert pretrain(*parts, tmp_path, OPTIONS, lambda _: None).step > 0
+
+
+def test_windows_of_many_channels_are_worked_through_some_at_a_time(
+    parts: tuple[Batches, Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the identical end too, wherever it was stopped."""
+    monkeypatch.setattr("patchbay.training.memory.BUDGET", 1 << 20)
+    short = replace(OPTIONS, rest=0)
+    pretrain(*parts, tmp_path / "whole", short, lambda _: None)
+    with pytest.raises(Stopped):
+        pretrain(*parts, tmp_path / "cut", short, stopping(2))
+    pretrain(*parts, tmp_path / "cut", short, lambda _: None)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def stopping(after: int) -> Callable[[Report], None]:
+    seen: list[Report] = []
+
+    def stop(report: Report) -> None:
+        seen.append(report)
+        if len(seen) == after:
+            raise Stopped
+
+    return stop

@@ -57,3 +57,8 @@ def test_a_recording_that_is_refused_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", signal=np.full((1, 900), np.nan), rate=100, names=np.array(["C3"]), unit="uV")
     with pytest.raises(InputError, match=r"x\.npz: channel 'C3' has NaN"):
         sources([tmp_path / "x.npz"], STEPS)
+
+
+def test_a_channel_that_was_asked_for_is_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x\.edf: it has no channel 'Foo'"):
+        sources([write_edf(tmp_path / "x.edf")], Steps(2.0, channels=("O1", "Foo")))

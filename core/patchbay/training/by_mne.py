@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.edf import Event
-from patchbay.models.neuript.recording import Recording
+from patchbay.models.neuript.recording import Recording, Signal
 
 ENDINGS = (".fif", ".fif.gz", ".gdf", ".cnt", ".set", ".vhdr")
+LEAST_GAP = 8  # samples: fewer may be a signal's own
 
 
 def read(path: Path) -> tuple[Recording, tuple[Event, ...]]:
@@ -26,7 +28,8 @@ def read(path: Path) -> tuple[Recording, tuple[Event, ...]]:
         raise InputError("this kind of file is read by MNE: pip install 'patchbay[eeg]'", param="data") from None
     try:
         raw = mne.io.read_raw(path, preload=True, verbose="error")
-        return _recording(raw), _events(raw)
+        found = _recording(raw)
+        return replace(found, signal=_bridged(found.signal)) if path.suffix.lower() == ".gdf" else found, _events(raw)
     except Exception as error:  # whatever a file's bytes provoke in MNE
         reason = str(error).partition("\n")[0][:200]
         raise InputError(f"MNE cannot read it: {reason}", param="data") from error
@@ -37,6 +40,21 @@ def _recording(raw: Any) -> Recording:
     chosen = raw.copy().pick("eeg", exclude=())
     names = tuple(chosen.ch_names)
     return Recording(np.asarray(chosen.get_data(), np.float64) * 1e6, float(raw.info["sfreq"]), names, "uV")
+
+
+def _bridged(signal: Signal) -> Signal:
+    """Between runs GDF files have samples that are missing: NaN, or all channels at the lowest number there is. A step
+    of millivolts would ring for seconds in a filter, so a straight line stands there; one channel alone may be so low.
+    """
+    missing = np.isnan(signal).all(0) | (signal == np.where(np.isnan(signal), np.inf, signal).min(1)[:, None]).all(0)
+    edges = np.flatnonzero(np.diff(np.r_[False, missing, False].astype(np.int8)))
+    for begin, end in edges.reshape(-1, 2):
+        if end - begin < LEAST_GAP:
+            missing[begin:end] = False
+    if not missing.any() or missing.all():
+        return signal
+    places = np.arange(signal.shape[1])
+    return np.stack([np.interp(places, places[~missing], row[~missing]) for row in signal])
 
 
 def _events(raw: Any) -> tuple[Event, ...]:

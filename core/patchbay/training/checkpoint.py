@@ -19,6 +19,7 @@ from torch import nn
 from patchbay.errors import InputError
 
 FOLDER = "checkpoint"
+_NEW, _OLD = f".{FOLDER}.new", f".{FOLDER}.old"
 _MODEL, _OPTIMISER, _STATE = "model.safetensors", "optimiser.safetensors", "state.json"
 
 
@@ -31,16 +32,26 @@ class State:
     history: list[dict[str, float]]
 
 
+def check_out(out: Path, *, goes_on: bool) -> None:
+    """Raises InputError where something is in `out` already, which is never written over: other than what was begun
+    there, where `goes_on`.
+    """
+    begun = {FOLDER, _NEW, _OLD}
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or (there and not (goes_on and there & begun)):
+        raise InputError(f"{out} is there already and not empty: take another --out, or remove it", param="out")
+
+
 def save(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
     """In place of the last one, as a whole: whoever is stopped in the middle finds the last one."""
-    fresh, there = out / f".{FOLDER}.new", out / FOLDER
+    fresh, there = out / _NEW, out / FOLDER
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, fresh / _MODEL)
     save_file(_moments(model, optimiser), fresh / _OPTIMISER)
     line = {"step": state.step, "options": state.options, "history": state.history}
     (fresh / _STATE).write_text(json.dumps(line), "utf-8")
-    old = out / f".{FOLDER}.old"
+    old = out / _OLD
     if there.exists():
         there.rename(old)
     fresh.rename(there)
@@ -51,17 +62,13 @@ def restore(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, optio
     """Into model and optimiser; None where nothing was begun. Raises InputError where it was begun with other options,
     and for files that cannot be read.
     """
-    there = out / FOLDER
-    if not there.exists():
-        there = out / f".{FOLDER}.old"  # stopped between the two renames
-    if not there.exists():
+    state, there = state_of(out), _last(out)
+    if state is None:
         return None
     try:
-        line = json.loads((there / _STATE).read_text("utf-8"))
-        state = State(int(line["step"]), dict(line["options"]), list(line["history"]))
         tensors, moments = load_file(there / _MODEL), load_file(there / _OPTIMISER)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{there} cannot be read: {error}; remove it to begin anew", param="out") from error
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(there, error) from error
     other = sorted(name for name in options if options[name] != state.options.get(name))
     if other:
         name = other[0]
@@ -73,6 +80,27 @@ def restore(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, optio
     model.load_state_dict(tensors)
     _set_moments(model, optimiser, moments)
     return state
+
+
+def state_of(out: Path) -> State | None:
+    """What was last done there; None where nothing was begun. Raises InputError where it cannot be read."""
+    there = _last(out)
+    if not there.exists():
+        return None
+    try:
+        line = json.loads((there / _STATE).read_text("utf-8"))
+        return State(int(line["step"]), dict(line["options"]), list(line["history"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(there, error) from error
+
+
+def _last(out: Path) -> Path:
+    there = out / FOLDER
+    return there if there.exists() else out / _OLD  # stopped between the two renames
+
+
+def _unreadable(there: Path, error: Exception) -> InputError:
+    return InputError(f"{there} cannot be read: {error}; remove it to begin anew", param="out")
 
 
 def _moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ EDF_ENDINGS = (".edf", ".bdf")
 ENDINGS = (*EDF_ENDINGS, ".npz", *by_mne.ENDINGS)
 FIELDS = ("signal", "rate", "names", "unit")
 MAX_NPZ_BYTES = 8 << 30
+SHOWN = 3  # other files, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,15 @@ class Opened:
 
 def files_in(folder: Path) -> list[Path]:
     """Every recording below the folder, by name. Raises InputError where there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(ENDINGS) and path.is_file())
+    if not folder.is_dir():
+        what = f"{folder} is a file: give the folder it is in" if folder.exists() else f"there is no folder {folder}"
+        raise InputError(what, param="data")
+    there = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [path for path in there if path.name.lower().endswith(ENDINGS)]
     if not found:
-        raise InputError(f"{folder} has no recording: {', '.join(ENDINGS)} are read", param="data")
+        lies = ", ".join(path.name for path in there[:SHOWN]) + (", ..." if len(there) > SHOWN else "")
+        what = f"has {lies} and no recording" if there else "is empty"
+        raise InputError(f"{folder} {what}: {', '.join(ENDINGS)} are read", param="data")
     return found
 
 

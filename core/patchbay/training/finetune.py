@@ -17,19 +17,29 @@ import torch
 from safetensors.torch import save_file
 
 from patchbay.errors import InputError
-from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTModel
+from patchbay.models.neuript import (
+    EEGClassifierOutput,
+    NeurIPTConfig,
+    NeurIPTForEEGClassification,
+    NeurIPTOutput,
+)
 from patchbay.models.neuript.steps import Steps
+from patchbay.training.accumulate import Usages, accumulate, parts_of, seed_of
 from patchbay.training.band_power import discriminant
+from patchbay.training.base import encoder_of
+from patchbay.training.checkpoint import check_out
 from patchbay.training.examples import PARTS, Examples, Parts, classes_of
 from patchbay.training.head import features, fit_head
+from patchbay.training.memory import check_fits, give_back_at_once, plan_for
 from patchbay.training.metrics import Classes, Metrics, Probabilities, confusion, majority, metrics
 from patchbay.training.schedule import Schedule
-from patchbay.training.windows import Batches
+from patchbay.training.windows import Batches, Tensors, rows_of
 
 CLIP = 1.0
 CALIBRATION = "calibration.safetensors"
 MOST_CALIBRATION = 256
-DECODER = ("decoder.", "mask_token")  # what pre-training has and a classifier does not
+MOST_ROWS = 32  # of answers at once
+LOWER = "read fewer --channels, or shorter --window-seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,10 @@ def finetune(
 ) -> Outcome:
     """Writes `out` as transformers reads it, with unlabelled training windows that compression can be calibrated on.
 
-    Raises InputError where `base` is no NeurIPT encoder with all of its weights.
+    Raises InputError where `base` is no pre-trained NeurIPT with all of its weights, where something is in `out`
+    already, and where training takes more memory than there is.
     """
+    check_out(out, goes_on=False)
     classes = classes_of(one for ones in parts.values() for one in ones)
     torch.manual_seed(options.seed)
     data = {part: _Data(parts[part], classes) for part in PARTS}
@@ -124,12 +136,20 @@ class _Training:
     ) -> None:
         self.model, self.data, self.options, self.on_progress = model, data, options, on_progress
         self.history: list[dict[str, float]] = []
+        windows = max(each.batches.largest for each in data.values())
+        parameters = sum(each.numel() for each in model.parameters())
+        assert isinstance(model.config, NeurIPTConfig)
+        plan = plan_for(model.config, parameters, windows, decodes=False, device=model.device)
+        check_fits(plan, windows, model.device, LOWER)
+        self.rows, model.neuript.recomputes = plan.rows, plan.recomputes
+        if plan.rows < options.batch_size:
+            give_back_at_once()
 
     def fit_head(self) -> None:
         found, done, of = [], 0, sum(len(self.data[part]) for part in PARTS[:2])
         for part in PARTS[:2]:
             rows = []
-            for each in features(self.model, self.data[part].batches):
+            for each in features(self.model, self.data[part].batches, min(self.rows, MOST_ROWS)):
                 rows.append(each)
                 done += len(each)
                 self.on_progress(Progress("features", done, of))
@@ -164,9 +184,9 @@ class _Training:
         """Of its windows, [windows, classes]."""
         self.model.train(False)
         batches = self.data[part].batches
-        found = []
-        for first in range(0, len(batches), 32):
-            batch = self._batch(batches, range(first, min(first + 32, len(batches))))
+        found, size = [], min(self.rows, MOST_ROWS)
+        for first in range(0, len(batches), size):
+            batch = self._batch(batches, range(first, min(first + size, len(batches))))
             found.append(torch.softmax(self.model(**batch).logits.double(), 1).cpu())
         rows: Probabilities = torch.cat(found).numpy() if found else np.zeros((0, 1))
         return rows
@@ -179,20 +199,36 @@ class _Training:
             step = (epoch - 1) * each + number
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step)
-            losses += self._step(order[number * size : (number + 1) * size], optimiser)
+            losses += self._step(order[number * size : (number + 1) * size], optimiser, step)
             self.on_progress(Progress("training", step + 1, schedule.steps))
         return losses / each
 
-    def _step(self, numbers: Sequence[int], optimiser: torch.optim.Optimizer) -> float:
+    def _step(self, numbers: Sequence[int], optimiser: torch.optim.Optimizer, step: int) -> float:
         self.model.train()
         train = self.data["train"]
         batch = self._batch(train.batches, numbers)
-        loss = self.model(**batch, labels=train.targets[list(numbers)].to(self.model.device)).loss
+        batch["labels"] = train.targets[list(numbers)].to(self.model.device)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(batch, step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         optimiser.step()
-        return float(loss.detach())
+        return loss
+
+    def _backward(self, batch: Tensors, step: int) -> float:
+        def usages_of(part: slice) -> Usages | None:
+            rows = rows_of(batch, part)
+            found: NeurIPTOutput = self.model.neuript(rows["signal"], rows["positions"], rows.get("channel_mask"))
+            return found.usages
+
+        def output_of(part: slice, elsewhere: Usages | None) -> EEGClassifierOutput:
+            found: EEGClassifierOutput = self.model(**rows_of(batch, part), elsewhere=elsewhere)
+            return found
+
+        count = len(batch["labels"])
+        parts = parts_of(count, self.rows)
+        shares = [(part.stop - part.start) / count for part in parts]
+        weight, seed = self.model.config.auxiliary_weight, self.options.seed
+        return accumulate(parts, shares, usages_of, output_of, weight, lambda part: seed_of(seed, step, part))
 
     def _judge(self) -> tuple[float, float]:
         """Balanced accuracy and log-likelihood in validation, the larger the better; without any the last epoch is."""
@@ -203,17 +239,14 @@ class _Training:
         likelihood = float(np.log(answers[np.arange(len(data)), data.classes] + 1e-12).mean())
         return _balanced_accuracy(answers, data.classes), likelihood
 
-    def _batch(self, batches: Batches, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _batch(self, batches: Batches, numbers: Sequence[int]) -> Tensors:
         return {name: tensor.to(self.model.device) for name, tensor in batches.of(numbers).items()}
 
 
 def _model(
     base: Path, classes: Sequence[str], train: Classes, steps: Steps, options: Options
 ) -> NeurIPTForEEGClassification:
-    encoder, found = _loaded(base)
-    unknown = [name for name in found["unexpected_keys"] if not name.startswith(("classifier.", *DECODER))]
-    for name in (*found["missing_keys"], *unknown):
-        raise InputError(f"{base} does not hold this encoder: {name!r} is not in both", param="base")
+    encoder = encoder_of(base)
     config = encoder.config
     assert isinstance(config, NeurIPTConfig)
     config.id2label = dict(enumerate(classes))
@@ -223,17 +256,6 @@ def _model(
     model = NeurIPTForEEGClassification(config)
     model.neuript.load_state_dict(encoder.state_dict())
     return _on_device(model)
-
-
-def _loaded(base: Path) -> tuple[NeurIPTModel, dict[str, list[str]]]:
-    """With the names of what was not in the file, or not in the model."""
-    try:
-        loaded: Any = NeurIPTModel.from_pretrained(base, output_loading_info=True, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise InputError(f"{base} is no folder of a NeurIPT model: {reason}", param="base") from error
-    encoder, info = loaded
-    return encoder, info
 
 
 def _on_device(model: NeurIPTForEEGClassification) -> NeurIPTForEEGClassification:

@@ -14,18 +14,17 @@ from patchbay.errors import InputError
 from patchbay.models.neuript import NeurIPTForEEGClassification
 from patchbay.training.windows import Batches
 
-BATCH = 32
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)  # of the squared weights, on features of deviation 1
 UNJUDGED = 0.1  # where no window is there to choose by
 STEPS = 100
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def features(model: NeurIPTForEEGClassification, batches: Batches) -> Iterator[torch.Tensor]:
-    """fp32 [some windows, width] of what the head reads, batch by batch."""
+def features(model: NeurIPTForEEGClassification, batches: Batches, rows: int = 32) -> Iterator[torch.Tensor]:
+    """fp32 [some windows, width] of what the head reads, at most `rows` at a time."""
     model.train(False)
-    for first in range(0, len(batches), BATCH):
-        numbers = range(first, min(first + BATCH, len(batches)))
+    for first in range(0, len(batches), rows):
+        numbers = range(first, min(first + rows, len(batches)))
         batch = {name: tensor.to(model.device) for name, tensor in batches.of(numbers).items()}
         mask = batch.get("channel_mask")
         with torch.no_grad():

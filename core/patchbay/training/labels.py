@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.steps import RATE, Steps
+from patchbay.training.channels import check_channels
 from patchbay.training.files import Opened
 
 COLUMNS = ("file", "label", "onset", "duration", "subject", "part")
+SEPARATORS = (",", "\t", ";")
+SUGGESTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +31,27 @@ class Span:
 @dataclass(frozen=True, slots=True)
 class Marks:
     """Of one recording. `part`: train, validation or test, where the data set says which. `names`: what the file calls
-    a channel -> its name, where that is another.
+    a channel -> its name, where that is another. `left_out`: why nothing is said of it, where the data set has it.
     """
 
     subject: str
     spans: tuple[Span, ...]
     part: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    left_out: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Of a table, as it is written there."""
+
+    line: int
+    file: str
+    label: str
+    onset: str
+    duration: str
+    subject: str
+    part: str
 
 
 Rule = Callable[[Path, Opened], Marks | None]  # None: the recording is not of the data set
@@ -54,23 +72,32 @@ def by_annotations(folder: Path, classes: Mapping[str, str]) -> Rule:
 
 
 def by_table(file: Path, folder: Path) -> Rule:
-    """A table with columns, by tabs or commas: `file` (below the folder) and `label`, where wanted `onset` and
-    `duration` in seconds, `subject` and `part`. A line without an onset is about the whole recording.
+    """A table with columns, by commas, semicolons or tabs: `file` (its path below the folder) and `label`, where wanted
+    `onset` and `duration` in seconds, `subject` and `part`. A line without an onset is about the whole recording.
 
-    Raises InputError, which names the line, and where a file in it is not there.
+    Raises InputError, which names the line: where a file in it is not there, or what it says is outside of it.
     """
     rows = _rows(file)
-    known = {str(row["file"]) for row in rows}
-    absent = sorted(name for name in known if not (folder / name).is_file())
-    if absent:
-        raise InputError(f"{file} names {absent[0]}, which is not in {folder}", param="labels")
+    _check_files(rows, file, folder)
 
     def marks(path: Path, opened: Opened) -> Marks | None:
-        own = [row for row in rows if row["file"] == path.relative_to(folder).as_posix()]
+        own = [row for row in rows if row.file == path.relative_to(folder).as_posix()]
         if not own:
             return None
-        subject, part = own[0].get("subject") or subject_of(path, folder), own[0].get("part") or None
-        return Marks(subject, tuple(_span(row, file) for row in own), part)
+        spans = tuple(_span(row, file, opened.recording.seconds) for row in own)
+        return Marks(own[0].subject or subject_of(path, folder), spans, own[0].part or None)
+
+    return marks
+
+
+def only_with(channels: Sequence[str] | None, rule: Rule) -> Rule:
+    """The same, and InputError for a recording of the data set that lacks one of the channels."""
+
+    def marks(path: Path, opened: Opened) -> Marks | None:
+        found = rule(path, opened)
+        if found is not None and found.spans:
+            check_channels(opened.recording.names, channels)
+        return found
 
     return marks
 
@@ -111,30 +138,72 @@ def _starts(span: Span, seconds: float, steps: Steps) -> list[float]:
     return [span.start + number * stride for number in range(max(0, count))]
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def _rows(file: Path) -> list[_Row]:
     try:
-        text = file.read_text("utf-8-sig")
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}", param="labels") from error
-    lines = text.splitlines()
-    reader = csv.DictReader(lines, delimiter="\t" if lines and "\t" in lines[0] else ",")
-    columns = list(reader.fieldnames or ())
+    header = lines[0] if lines else ""
+    mark = max(SEPARATORS, key=lambda each: (len(set(_names(header, each)) & set(COLUMNS)), header.count(each)))
+    reader = csv.DictReader(lines[1:], _checked(_names(header, mark), file), delimiter=mark)
+    rows = [_row(line, reader.line_num + 1, file) for line in reader]
+    if not rows:
+        raise InputError(f"{file} has no line below its header", param="labels")
+    return rows
+
+
+def _names(header: str, mark: str) -> list[str]:
+    return [name.strip().strip('"').lower() for name in header.split(mark)]
+
+
+def _checked(columns: list[str], file: Path) -> list[str]:
     missing = [name for name in COLUMNS[:2] if name not in columns]
     unknown = [name for name in columns if name not in COLUMNS]
     if missing or unknown:
         what = f"lacks the column {missing[0]!r}" if missing else f"has a column {unknown[0]!r}"
-        raise InputError(f"{file} {what}: it has {', '.join(COLUMNS)}, of which two are needed", param="labels")
-    return [{name: value or "" for name, value in row.items() if name} for row in reader]
+        there = ", ".join(columns) if any(columns) else "none"
+        more = ", ".join(COLUMNS[2:])
+        raise InputError(
+            f"{file} {what}: its columns are {there}; wanted are file and label, and where known {more}", param="labels"
+        )
+    return columns
 
 
-def _span(row: Mapping[str, str], file: Path) -> Span:
+def _row(line: Mapping[str, str | None], number: int, file: Path) -> _Row:
+    found = {name: (line.get(name) or "").strip() for name in COLUMNS}
+    lacking = next((name for name in COLUMNS[:2] if not found[name]), None)
+    if lacking:
+        raise InputError(f"{file}, line {number}, has no {lacking}", param="labels")
+    found["file"] = found["file"].replace("\\", "/").removeprefix("./")
+    return _Row(number, **found)
+
+
+def _check_files(rows: Iterable[_Row], table: Path, folder: Path) -> None:
+    there = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    known = set(there)
+    wrong = next((row for row in rows if row.file not in known), None)
+    if wrong is None:
+        return
+    same = [name for name in there if name.rpartition("/")[2] == wrong.file.rpartition("/")[2]]
+    near = same or difflib.get_close_matches(wrong.file, there, SUGGESTED, 0.5)
+    hint = f"; did you mean {' or '.join(near[:SUGGESTED])}?" if near else ": files are named by their paths below it"
+    raise InputError(f"{table}, line {wrong.line}, names {wrong.file}, which is not in {folder}{hint}", param="labels")
+
+
+def _span(row: _Row, table: Path, seconds: float) -> Span:
+    if not row.onset:
+        return Span(0.0, None, row.label)
     try:
-        onset, duration = row.get("onset"), row.get("duration")
-        if not onset:
-            return Span(0.0, None, row["label"])
-        start, length = float(onset), float(duration or 0.0)
+        start, length = float(row.onset), float(row.duration or 0.0)
         if not (math.isfinite(start) and math.isfinite(length) and length >= 0):
-            raise ValueError("onset and duration are seconds")
-        return Span(start, start + length, row["label"])
-    except ValueError as error:
-        raise InputError(f"{file}: {row['file']} at {row.get('onset')!r}: {error}", param="labels") from error
+            raise ValueError("not finite, or negative")
+    except ValueError:
+        said = f"onset {row.onset!r} and duration {row.duration!r}"
+        raise InputError(
+            f"{table}, line {row.line}: onset and duration are seconds, as 1.5, and not {said}", param="labels"
+        ) from None
+    if not 0 <= start < seconds:
+        raise InputError(
+            f"{table}, line {row.line}: {start:g} s is outside of {row.file}, which has {seconds:g} s", param="labels"
+        )
+    return Span(start, start + length, row.label)

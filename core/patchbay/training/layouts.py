@@ -156,14 +156,15 @@ def bcic_iv_2a(folder: Path) -> Rule:
     without it they are left out.
     """
 
-    def marks(found: Found, path: Path, opened: Opened) -> Marks | None:
+    def marks(found: Found, path: Path, opened: Opened) -> Marks:
         known = {str(769 + number): name for number, name in enumerate(MOVEMENTS)}
         cues = [event for event in opened.events if event.text in known]
         labels = [known[cue.text] for cue in cues]
         if found["session"] == "E":
             keys = sorted(folder.rglob(f"{path.stem}.mat"))
             if not keys:
-                return None
+                why = f"{path.stem}.mat, which says what was cued, is not in the folder"
+                return Marks(found["subject"], (), left_out=why)
             cues = [event for event in opened.events if event.text == UNKNOWN_CUE]
             labels = _class_labels(keys[0], len(cues))
         spans = (Span(cue.onset, cue.onset, label) for cue, label in zip(cues, labels, strict=True))
@@ -223,7 +224,7 @@ def _rec(file: Path) -> list[tuple[float, int]]:
     return events
 
 
-def _by_name(folder: Path, pattern: Pattern, marks: Callable[[Found, Path, Opened], Marks | None]) -> Rule:
+def _by_name(folder: Path, pattern: Pattern, marks: Callable[[Found, Path, Opened], Marks]) -> Rule:
     def rule(path: Path, opened: Opened) -> Marks | None:
         found = pattern.search(path.relative_to(folder).as_posix())
         return None if found is None else marks(found, path, opened)

@@ -15,18 +15,21 @@ from pathlib import Path
 import torch
 
 from patchbay.errors import InputError
-from patchbay.models.neuript import NeurIPTConfig, NeurIPTForPreTraining
+from patchbay.models.neuript import NeurIPTConfig, NeurIPTForPreTraining, NeurIPTOutput, PreTrainingOutput
 from patchbay.models.neuript.masking import amplitude_mask
 from patchbay.models.neuript.steps import Steps
 from patchbay.training import checkpoint
+from patchbay.training.accumulate import Usages, accumulate, parts_of, seed_of
 from patchbay.training.checkpoint import State
+from patchbay.training.memory import Plan, check_fits, give_back_at_once, plan_for
 from patchbay.training.schedule import Schedule
-from patchbay.training.windows import Batches, Tensors
+from patchbay.training.windows import Batches, Tensors, rows_of
 
 CLIP = 100.0
 JUDGED_RATIO = 0.5
 ONLY_MASKS = (1.0, 0.0)
 MOST_JUDGED = 256  # held-out windows
+LOWER = "take a smaller --size, fewer --channels or shorter --window-seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,10 @@ OnReport = Callable[[Report], None]
 def pretrain(train: Batches, held_out: Batches, out: Path, options: Options, on_report: OnReport) -> Report:
     """Writes `out` as transformers reads it. What was begun there with the same options goes on, to the same end.
 
-    Raises InputError where the recordings have fewer windows than a batch, or `out` was begun otherwise.
+    Raises InputError where the recordings have fewer windows than a batch, `out` was begun otherwise or has something
+    else, and where training takes more memory than there is.
     """
+    checkpoint.check_out(out, goes_on=True)
     if len(train) < options.batch_size:
         raise InputError(f"{len(train)} windows are fewer than a batch of {options.batch_size}", param="data")
     training = _Training(train, held_out, out, options)
@@ -85,7 +90,11 @@ class _Training:
         torch.manual_seed(options.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = NeurIPTConfig.of_size(options.size, preprocessing=options.steps.to_config())
+        self.plan = _plan(config, train.largest, self.device)
         self.model = NeurIPTForPreTraining(config).to(self.device)  # type: ignore[arg-type]
+        self.model.neuript.recomputes = self.plan.recomputes
+        if self.plan.rows < options.batch_size:
+            give_back_at_once()
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), options.highest_rate, (0.9, 0.98), weight_decay=options.weight_decay
         )
@@ -100,11 +109,13 @@ class _Training:
         self.history = done.history if done else []
         begun, first = time.monotonic(), done.step if done else 0
         losses: list[float] = []
-        report = self._report(first, losses, 0.0)
+        report = None
+        if first == self.schedule.steps:
+            report = self._report(first, [self.history[-1]["loss"]], 0.0)
         for step in range(first, self.schedule.steps):
             losses.append(self._step(step))
             at, is_last = step + 1, step + 1 == self.schedule.steps
-            is_told = is_last or at % self.options.report_every == 0
+            is_told = is_last or at == 1 or at % self.options.report_every == 0
             if is_told:
                 pace = (time.monotonic() - begun) / (at - first)
                 report = self._report(at, losses, pace * (self.schedule.steps - at))
@@ -112,28 +123,49 @@ class _Training:
                 losses = []
             if is_last or at % self.options.save_every == 0:
                 checkpoint.save(self.out, self.model, self.optimiser, State(at, asked, self.history))
-            if is_told:
+            if is_told and report is not None:
                 on_report(report)
+        assert report is not None, "the last step is told of"
         return report
 
     def _step(self, step: int) -> float:
         options = self.options
         epoch, number = divmod(step, self.each)
         if self._order[0] != epoch:
-            self._order = (epoch, list(self.train.epoch(options.batch_size, _seed(options.seed, epoch))))
+            self._order = (epoch, list(self.train.epoch(options.batch_size, seed_of(options.seed, epoch))))
         batch = self._batch(self.train.of(self._order[1][number]))
         self.model.train()
-        torch.manual_seed(_seed(options.seed, step))  # of dropout and the routers' noise
-        generator = torch.Generator().manual_seed(_seed(options.seed, step))
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(step)
-        with self._precision():
-            loss = self.model(**batch, generator=generator).loss
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(batch, step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimiser.step()
-        return float(loss.detach())
+        return loss
+
+    def _backward(self, batch: Tensors, step: int) -> float:
+        seed = self.options.seed
+        drawn = self.model.draw(batch["signal"], generator=torch.Generator().manual_seed(seed_of(seed, step)))
+        parts = parts_of(len(drawn.hidden), self.plan.rows)
+        counts = [int(_counted(drawn.hidden[part], rows_of(batch, part)).sum()) for part in parts]
+
+        def usages_of(part: slice) -> Usages | None:
+            rows = rows_of(batch, part)
+            with self._precision():
+                found: NeurIPTOutput = self.model.encode(drawn.rows(part), rows["positions"], rows.get("channel_mask"))
+            return found.usages
+
+        def output_of(part: slice, elsewhere: Usages | None) -> PreTrainingOutput:
+            with self._precision():
+                found: PreTrainingOutput = self.model(
+                    **rows_of(batch, part), given=drawn.rows(part), elsewhere=elsewhere
+                )
+            return found
+
+        shares = [count / sum(counts) for count in counts]
+        weight = self.model.config.auxiliary_weight
+        # Of dropout and the routers' noise.
+        return accumulate(parts, shares, usages_of, output_of, weight, lambda part: seed_of(seed, step, part))
 
     def _report(self, step: int, losses: list[float], left: float) -> Report:
         loss = sum(losses) / len(losses) if losses else float("nan")
@@ -148,14 +180,14 @@ class _Training:
         for number, batch in enumerate(self._judged()):
             generator = torch.Generator().manual_seed(number)
             hidden = amplitude_mask(batch["signal"].cpu(), JUDGED_RATIO, generator).to(self.device)
-            with self._precision():
-                output = self.model(**batch, hidden=hidden, generator=generator, shares=ONLY_MASKS)
-            mask = batch.get("channel_mask")
-            counted = hidden if mask is None else hidden & mask[:, :, None]
-            rows = int(counted.sum())
-            errors += float((output.reconstruction - batch["signal"])[counted].abs().sum())
-            zeros += float(batch["signal"][counted].abs().sum())
-            count += rows
+            for part in parts_of(len(hidden), self.plan.rows):
+                rows = rows_of(batch, part)
+                with self._precision():
+                    output = self.model(**rows, hidden=hidden[part], generator=generator, shares=ONLY_MASKS)
+                counted = _counted(hidden[part], rows)
+                errors += float((output.reconstruction - rows["signal"])[counted].abs().sum())
+                zeros += float(rows["signal"][counted].abs().sum())
+                count += int(counted.sum())
         return (errors / count, zeros / count) if count else (float("nan"), float("nan"))
 
     def _judged(self) -> Iterator[Tensors]:
@@ -173,6 +205,16 @@ class _Training:
         return torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
 
 
-def _seed(seed: int, number: int) -> int:
-    """Of the step or epoch with this number: apart from its neighbours' and from those of other runs."""
-    return (seed * 1_000_003 + number) % (1 << 62)
+def _plan(config: NeurIPTConfig, windows: tuple[int, int], device: torch.device) -> Plan:
+    """Raises InputError where there is not as much memory as it takes."""
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in NeurIPTForPreTraining(config).parameters())
+    plan = plan_for(config, parameters, windows, decodes=True, device=device)
+    check_fits(plan, windows, device, LOWER)
+    return plan
+
+
+def _counted(hidden: torch.Tensor, rows: Tensors) -> torch.Tensor:
+    """Hidden samples of real channels."""
+    mask = rows.get("channel_mask")
+    return hidden if mask is None else hidden & mask[:, :, None]

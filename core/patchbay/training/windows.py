@@ -12,9 +12,12 @@ from patchbay.errors import InputError
 from patchbay.models.neuript.preprocess import Windows, windows
 from patchbay.models.neuript.steps import Steps
 from patchbay.models.signals import signal_batch
+from patchbay.training.channels import check_channels
 from patchbay.training.files import load
 
 Tensors = dict[str, torch.Tensor]
+OnFile = Callable[[Path, int, int], None]
+OnLeftOut = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +36,33 @@ class Source:
 
 
 def sources(
-    paths: Sequence[Path], steps: Steps, on_file: Callable[[Path, int, int], None] = lambda *_: None
+    paths: Sequence[Path],
+    steps: Steps,
+    on_file: OnFile = lambda *_: None,
+    on_left_out: OnLeftOut = lambda *_: None,
 ) -> list[Source]:
-    """`on_file(path, number, of)` before each. What cannot be read raises InputError, which names the file.
+    """`on_file(path, number, of)` before each, `on_left_out(path, why)` for one that is too short for a window. A
+    source of which all windows were rejected has none.
 
-    A recording too short for a window, or of which all are rejected, gives none.
+    What cannot be read, or lacks one of the channels that were asked for, raises InputError, which names the file.
     """
     found = []
     for number, path in enumerate(paths):
         on_file(path, number, len(paths))
         recording = load(path).recording
         if recording.seconds < steps.window_seconds:
+            on_left_out(path, shorter(recording.seconds, steps))
             continue
         try:
+            check_channels(recording.names, steps.channels)
             found.append(Source(path, windows(recording, steps)))
         except InputError as error:
             raise InputError(f"{path}: {error.message}", param=error.param) from error
-    return [source for source in found if len(source.windows.signal)]
+    return found
+
+
+def shorter(seconds: float, steps: Steps) -> str:
+    return f"its {seconds:g} s are shorter than a window of {steps.window_seconds:g}"
 
 
 def split(found: Sequence[Source], share: float) -> tuple[list[Source], list[Source]]:
@@ -65,6 +78,10 @@ def split(found: Sequence[Source], share: float) -> tuple[list[Source], list[Sou
     return first, [source for source in second if len(source.windows.signal)]
 
 
+def rows_of(batch: Tensors, part: slice) -> Tensors:
+    return {name: tensor[part] for name, tensor in batch.items()}
+
+
 class Batches:
     """All windows of some recordings, by number; those with fewer channels are padded, and say so."""
 
@@ -73,6 +90,12 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._inputs)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The most channels, and the samples of a window; none of both where there is no window."""
+        shapes = [tuple(item.signal.shape) for item in self._inputs]
+        return (max(channels for channels, _ in shapes), shapes[0][1]) if shapes else (0, 0)
 
     def of(self, numbers: Sequence[int]) -> Tensors:
         """`signal` [B, D, T], `positions`, `lobes` and, where channels differ in number, `channel_mask`."""

@@ -17,6 +17,7 @@ from patchbay_server.commands.recordings import (
     BipolarOption,
     ChannelsOption,
     DataOption,
+    LeftOut,
     LineOption,
     WindowOption,
     to_steps,
@@ -83,23 +84,40 @@ def finetune(
     """Fine-tune on recordings with labels, and hold it against what simple means reach."""
     if plot is not None:
         check_plot(plot)
-    from patchbay.training.examples import examples
+    from patchbay.training.base import check_base
+    from patchbay.training.checkpoint import check_out
+    from patchbay.training.examples import examples, unlike
     from patchbay.training.examples import split as divide
     from patchbay.training.files import files_in
     from patchbay.training.finetune import Options
     from patchbay.training.finetune import finetune as train
+    from patchbay.training.labels import only_with
 
     _check_extra()
     silence_libraries()
+    check_base(base)
+    check_out(out, goes_on=False)
     options = Options(epochs=0 if frozen else epochs, batch_size=batch_size, highest_rate=rate, seed=seed)
     if preset is None:
         timing = {"stride_seconds": stride_seconds, "onset_seconds": onset, "rejects": False}
         steps = to_steps(window_seconds, channels, bipolar, average_reference, line_hz, **timing)
-        how, rule, files = _split(split, validation, test), _rule(data, labels, classes or []), files_in(data)
+        named = _named(classes or [])
+        how, files = _split(split, validation, test), files_in(data)
+        rule = only_with(steps.channels, _rule(data, labels, named))
     else:
+        named = {}
         steps, how, rule, files = _of_preset(preset, data, context)
+    left_out = LeftOut()
     with progress("recordings") as update:
-        found = examples(files, rule, steps, lambda path, number, of: update(number, of, path.name))
+
+        def tell(path: Path, number: int, of: int) -> None:
+            update(number, of, path.name)
+
+        found = examples(files, rule, steps, tell, left_out, annotations=named)
+    left_out.tell()
+    warnings = unlike(found, how)
+    for warning in warnings:
+        open_console(stderr=True).print(warning)
     parts = divide(found, how)
     with progress("fine-tuning") as update:
 
@@ -109,7 +127,7 @@ def finetune(
         outcome = train(base, parts, steps, out, options, show)
     if plot is not None:
         _draw(outcome, plot)
-    _print(outcome, out, as_json=as_json)
+    _print(outcome, out, {"left_out": left_out.found, "warnings": warnings}, as_json=as_json)
 
 
 def _of_preset(name: str, data: Path, context: typer.Context) -> tuple[Steps, Split, Rule, list[Path]]:
@@ -135,19 +153,25 @@ def _check_extra() -> None:
         raise InputError("fine-tuning compares with scikit-learn: pip install 'patchbay[eeg]'", param="data") from None
 
 
-def _rule(data: Path, labels: Path | None, classes: list[str]) -> Rule:
+def _named(classes: list[str]) -> dict[str, str]:
+    """Annotation -> class."""
     from patchbay.errors import InputError
-    from patchbay.training.labels import by_annotations, by_table
 
-    if labels is not None:
-        if classes:
-            raise InputError("--class names annotations, and --labels is a table: give one of them", param="labels")
-        return by_table(labels, data)
-    named = dict(text.rpartition("=")[::2] for text in classes)
     wrong = [text for text in classes if "=" not in text]
     if wrong:
         raise InputError(f"--class {wrong[0]!r} is not TEXT=CLASS", param="class")
-    return by_annotations(data, named)
+    return dict(text.rpartition("=")[::2] for text in classes)
+
+
+def _rule(data: Path, labels: Path | None, named: dict[str, str]) -> Rule:
+    from patchbay.errors import InputError
+    from patchbay.training.labels import by_annotations, by_table
+
+    if labels is None:
+        return by_annotations(data, named)
+    if named:
+        raise InputError("--class names annotations, and --labels is a table: give one of them", param="labels")
+    return by_table(labels, data)
 
 
 def _split(kind: str, validation: float, test: float) -> Split:
@@ -163,9 +187,9 @@ def _split(kind: str, validation: float, test: float) -> Split:
     return Split(kind, validation, test)  # type: ignore[arg-type]
 
 
-def _print(outcome: Outcome, out: Path, *, as_json: bool) -> None:
+def _print(outcome: Outcome, out: Path, told: dict[str, object], *, as_json: bool) -> None:
     if as_json:
-        print_json({"out": str(out), **asdict(outcome)})
+        print_json({"out": str(out), **asdict(outcome), **told})
         return
     console = open_console()
     windows = ", ".join(f"{count} {part}" for part, count in outcome.windows.items())

@@ -18,6 +18,7 @@ from patchbay_server.commands.recordings import (
     BipolarOption,
     ChannelsOption,
     DataOption,
+    LeftOut,
     LineOption,
     WindowOption,
     to_steps,
@@ -52,28 +53,32 @@ def pretrain(
     """Pre-train on recordings without labels: hidden samples are guessed from the others (AAMP)."""
     if plot is not None:
         check_plot(plot)
+    from patchbay.training.checkpoint import check_out
     from patchbay.training.files import files_in
     from patchbay.training.pretrain import Options
     from patchbay.training.pretrain import pretrain as train
+    from patchbay.training.shortage import check_enough
     from patchbay.training.windows import Batches, sources, split
 
     silence_libraries()
+    check_out(out, goes_on=True)
     steps = to_steps(window_seconds, channels, bipolar, average_reference, line_hz, rejects=reject)
     options = Options(_known(size), epochs, rest, batch_size, highest_rate=rate, seed=seed, steps=steps)
-    reports: list[Report] = []
+    left_out = LeftOut()
     with progress("recordings") as update:
-        found = sources(files_in(data), steps, lambda path, number, of: update(number, of, path.name))
+        found = sources(files_in(data), steps, lambda path, number, of: update(number, of, path.name), left_out)
+    left_out.tell()
     first, second = split(found, held_out)
+    check_enough(found, first, batch_size)
     with progress("pre-training") as update:
 
         def show(report: Report) -> None:
-            reports.append(report)
             update(report.step, report.steps, f"loss {report.loss:.3f}, held out {report.judged:.3f}")
 
         last = train(Batches(first), Batches(second), out, options, show)
     if plot is not None:
-        _draw(reports, plot)
-    _print(last, found, out, as_json=as_json)
+        _draw(out, plot)
+    _print(last, found, out, left_out.found, as_json=as_json)
 
 
 def _known(size: str) -> str:
@@ -85,12 +90,12 @@ def _known(size: str) -> str:
     return size
 
 
-def _print(last: Report, found: list[Source], out: Path, *, as_json: bool) -> None:
+def _print(last: Report, found: list[Source], out: Path, left_out: dict[str, str], *, as_json: bool) -> None:
     windows = sum(len(source.windows.signal) for source in found)
     rejected = sum(len(source.windows.rejected) for source in found)
     counted = {"recordings": len(found), "windows": windows, "rejected": rejected}
     if as_json:
-        print_json({"out": str(out), **counted, **asdict(last)})
+        print_json({"out": str(out), **counted, "left_out": left_out, **asdict(last)})
         return
     of_zero = f"{last.judged / last.zero:.3f} of guessing zeros" if math.isfinite(last.judged) else None
     rows = {
@@ -103,15 +108,20 @@ def _print(last: Report, found: list[Source], out: Path, *, as_json: bool) -> No
     open_console().print(facts(rows))
 
 
-def _draw(reports: list[Report], file: Path) -> None:
+def _draw(out: Path, file: Path) -> None:
+    """Of all that was reported there, also before the run was stopped and went on."""
     from matplotlib.figure import Figure
 
+    from patchbay.training.checkpoint import state_of
+
+    state = state_of(out)
+    reports = state.history if state else []
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    steps = [report.step for report in reports]
-    axes.plot(steps, [report.loss for report in reports], label="loss in training")
-    axes.plot(steps, [report.judged for report in reports], label="held out, half hidden")
-    axes.axhline(reports[-1].zero, linestyle="--", color="grey", label="guessing zeros")
+    steps = [report["step"] for report in reports]
+    axes.plot(steps, [report["loss"] for report in reports], marker=".", label="loss in training")
+    axes.plot(steps, [report["judged"] for report in reports], marker=".", label="held out, half hidden")
+    axes.axhline(reports[-1]["zero"], linestyle="--", color="grey", label="guessing zeros")
     axes.set_xlabel("step")
     axes.set_ylabel("mean error of hidden samples, companded")
     axes.set_ylim(bottom=0)

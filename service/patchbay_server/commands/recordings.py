@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from patchbay_server.commands.output import open_console, printable
 
 if TYPE_CHECKING:
     from patchbay.models.neuript.steps import Steps
@@ -18,6 +21,27 @@ ChannelsOption = Annotated[
 BipolarOption = Annotated[bool, typer.Option(help="Make the paper's 20 bipolar channels.")]
 AverageOption = Annotated[bool, typer.Option(help="Reference to the mean of the channels.")]
 LineOption = Annotated[float | None, typer.Option(help="The mains: a notch at 50 or 60.")]
+
+
+NAMED = 5  # recordings that were left out, where nobody asked for JSON
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Recordings of which nothing is read, and why: silence would look as if all had been."""
+
+    found: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, path: Path, why: str) -> None:
+        self.found[str(path)] = why
+
+    def tell(self) -> None:
+        """On stderr, whatever stdout is for."""
+        console = open_console(stderr=True)
+        for path, why in list(self.found.items())[:NAMED]:
+            console.print(f"left out: {printable(path)}: {printable(why)}")
+        if len(self.found) > NAMED:
+            console.print(f"left out: {len(self.found) - NAMED} recordings more; --json names them")
 
 
 def to_steps(
@@ -35,7 +59,7 @@ def to_steps(
     return Steps.of(
         {
             "window_seconds": window_seconds,
-            "channels": tuple(channels.split(",")) if channels else None,
+            "channels": tuple(name.strip() for name in channels.split(",") if name.strip()) if channels else None,
             "pairs": PAPER_20 if bipolar else None,
             "reference": "average" if average_reference else "recorded",
             "line_hz": line_hz,

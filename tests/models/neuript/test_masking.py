@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchbay.models.neuript.masking import amplitude_mask, random_mask, replaced
+from patchbay.models.neuript.masking import amplitude_mask, random_mask, shown
 
 SHAPE = (3, 4, 50)
 RATIOS = st.floats(0.0, 1.0)
@@ -94,29 +94,28 @@ def test_middle_amplitudes_are_hidden_most() -> None:
 
 
 @given(st.integers(0, 4 * 3 * 10), SEEDS)
-def test_what_stands_in_place_of_hidden_tokens(count: int, seed: int) -> None:
+def test_what_stands_in_place_of_hidden_samples(count: int, seed: int) -> None:
     """(g)."""
-    tokens = 1 + torch.arange(4 * 3 * 10.0).reshape(4, 3, 10, 1).expand(-1, -1, -1, 2)
+    before = 1 + torch.arange(4 * 3 * 10.0).reshape(4, 3, 10)
     hidden = torch.zeros(120, dtype=torch.bool)
     hidden[torch.randperm(120, generator=seeded(seed))[:count]] = True
-    found = replaced(tokens, hidden.view(4, 3, 10), torch.zeros(2), seeded(seed)).flatten(0, 2)
-    before = tokens.flatten(0, 2)
-    assert torch.equal(found[~hidden], before[~hidden])
-    masked = (found == 0).all(-1)
-    assert int(masked.sum()) == round(0.8 * count) and not bool(masked[~hidden].any())
-    changed = (found != before).any(-1) & ~masked
-    assert int(changed.sum()) <= round(0.1 * count), "another token may be the same one"
-    assert set(map(tuple, found[changed].tolist())) <= set(map(tuple, before.tolist()))
+    hidden = hidden.view(4, 3, 10)
+    found = shown(before, hidden, seeded(seed))
+    assert torch.equal(found.hidden, hidden) and torch.equal(found.signal[~hidden], before[~hidden])
+    assert int(found.masked.sum()) == round(0.8 * count) and not bool(found.masked[~hidden].any())
+    changed = (found.signal != before) & ~found.masked
+    assert int(changed.sum()) <= round(0.1 * count), "another sample may be the same one"
+    assert set(found.signal[changed].tolist()) <= set(before.flatten().tolist())
 
 
 def test_all_or_nothing_of_the_masks_token() -> None:
-    tokens = torch.randn(2, 2, 5, 3)
-    hidden = torch.ones(2, 2, 5, dtype=torch.bool)
-    assert torch.equal(replaced(tokens, hidden, torch.ones(3), seeded(0), (1, 0)), torch.ones(2, 2, 5, 3))
-    assert torch.equal(replaced(tokens, hidden, torch.ones(3), seeded(0), (0, 0)), tokens)
+    before, hidden = torch.randn(2, 2, 5), torch.ones(2, 2, 5, dtype=torch.bool)
+    assert bool(shown(before, hidden, seeded(0), (1, 0)).masked.all())
+    nothing = shown(before, hidden, seeded(0), (0, 0))
+    assert torch.equal(nothing.signal, before) and not bool(nothing.masked.any())
 
 
-def test_the_masks_token_learns() -> None:
-    token = torch.zeros(3, requires_grad=True)
-    replaced(torch.randn(2, 2, 5, 3), torch.ones(2, 2, 5, dtype=torch.bool), token, seeded(0)).sum().backward()  # type: ignore[no-untyped-call]
-    assert token.grad is not None and torch.equal(token.grad, torch.full((3,), 16.0))
+def test_some_rows_of_what_is_shown() -> None:
+    whole = shown(torch.randn(4, 2, 5), torch.ones(4, 2, 5, dtype=torch.bool), seeded(0))
+    part = whole.rows(slice(1, 3))
+    assert torch.equal(part.masked, whole.masked[1:3]) and torch.equal(part.signal, whole.signal[1:3])

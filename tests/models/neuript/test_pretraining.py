@@ -131,3 +131,30 @@ def test_it_learns(mask: Callable[..., torch.Tensor]) -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+
+
+def test_the_masks_token_learns() -> None:
+    torch.manual_seed(0)
+    model = NeurIPTForPreTraining(NeurIPTConfig.of_size("test"))
+    model(signal(1, 2, 16), positions(1, 2), generator=seeded()).loss.backward()
+    assert model.mask_token.grad is not None and bool(model.mask_token.grad.any())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_layers_that_are_gone_through_again(dropout: float) -> None:
+    """The same gradients, dropout and routers' noise and all, with a fraction kept."""
+    found, kept = [], []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        model = NeurIPTForPreTraining(NeurIPTConfig.of_size("test", dropout=dropout)).train()
+        model.neuript.recomputes = recomputes
+        sizes: list[int] = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, all=sizes: (all.append(x.numel()), x)[1], lambda x: x):
+            loss = model(signal(2, 3, 32), positions(2, 3), generator=seeded()).loss
+        loss.backward()
+        found.append([loss.detach(), *(each.grad for each in model.parameters())])
+        kept.append(sum(sizes))
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None) and (one is None or torch.equal(one, other))
+    assert kept[1] < kept[0] / 8

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.long import long
 from tests.training.layouts import write_mental_arithmetic
-from tests.training.recordings import write_edf, write_marked, write_npz
+from tests.training.recordings import signal, write_edf, write_marked, write_npz
 from typer.testing import CliRunner
 
 from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTForPreTraining
+from patchbay.models.neuript.montage import electrode_positions
 from patchbay.models.neuript.steps import Steps
 from patchbay.training.examples import PARTS
 from patchbay.training.presets import PRESETS
@@ -46,16 +49,20 @@ def test_a_folder_and_a_plot(data: Path, tmp_path: Path) -> None:
     assert told["step"] == told["steps"] > 0 and told["judged"] > 0 and told["out"] == str(tmp_path / "model")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     NeurIPTForPreTraining.from_pretrained(tmp_path / "model")
-    code, out, _ = run(*asked(data, tmp_path / "model"))
+    drawn = (tmp_path / "loss.png").read_bytes()
+    code, out, _ = run(*asked(data, tmp_path / "model", "--plot", tmp_path / "loss.png"))
     assert code == 0 and "held out" in out and "of guessing zeros" in out, "there is nothing left to do"
+    assert (tmp_path / "loss.png").read_bytes() == drawn and len(drawn) > 20_000, "more than empty axes"
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--size", "huge"], "'huge' is no size: test, small, medium, paper"),
-        (["--data", "/nowhere"], "has no recording"),
-        (["--batch-size", "500"], "fewer than a batch of 500"),
+        (["--data", "/nowhere"], "there is no folder /nowhere"),
+        (["--batch-size", "500"], "fewer than a batch of 500: windows cut: x.edf 10, y.npz 10"),
+        (["--channels", "C3,Foo"], "x.edf: it has no channel 'Foo'"),
+        (["--channels", "Fp1, C3"], "y.npz: it has no channel 'C3': its channels are Fp1, Fp2"),
         (["--plot", "loss.jpg"], "does not end in .png"),
     ],
 )
@@ -160,10 +167,13 @@ def test_what_a_preset_fixes(base: Path, tmp_path: Path, more: list[str]) -> Non
         (["--labels", "/nowhere.csv", "--class", "a=b"], "give one of them"),
         (["--split", "random"], "'random' is no split: chronological, subject, given"),
         (["--test", "0.8", "--validation", "0.3"], "leave nothing to train on"),
-        (["--class", "T7=left"], "no window has a class"),
+        (["--class", "T7=left"], "no recording has an annotation 'T7': there are 'T0' (8 times), 'T1' (7 times)"),
+        (["--split", "subject"], "a split by subject needs two, and there is 'x'"),
         (["--line-hz", "500"], "preprocessing.line_hz"),
-        (["--channels", "Oz"], "none of the channels Oz"),
-        (["--base", "/nowhere"], "is no folder of a NeurIPT model"),
+        (["--channels", "O1,Foo"], "x.edf: it has no channel 'Foo': its channels are Fp1, Fp2, C3, C4, O1, O2"),
+        (["--channels", "Oz"], "no channel 'Oz': its channels are Fp1, Fp2, C3, C4, O1, O2; did you mean O2 or O1"),
+        (["--base", "/nowhere"], "there is no folder /nowhere"),
+        (["--window-seconds", "20"], "nothing that is labelled is as long as a window of 20 s"),
     ],
 )
 def test_what_finetune_refuses(base: Path, marked: Path, tmp_path: Path, more: list[str], message: str) -> None:
@@ -171,3 +181,40 @@ def test_what_finetune_refuses(base: Path, marked: Path, tmp_path: Path, more: l
     code, _, err = run(*asked, *more, command="finetune")
     assert code != 0 and message in err and "Traceback" not in err
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_nothing_is_written_over(base: Path, data: Path, tmp_path: Path, command: str) -> None:
+    """And that is said before recordings are read."""
+    (tmp_path / "thesis.txt").write_text("of years")
+    asked = ["--data", data, "--out", tmp_path] + (["--base", base] if command == "finetune" else [])
+    code, _, err = run(*asked, command=command)
+    assert code == 2 and "is there already and not empty: take another --out, or remove it" in " ".join(err.split())
+
+
+def test_recordings_that_are_left_out_are_told_of(base: Path, marked: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(marked, folder)
+    write_edf(folder / "plain.edf", seconds=10)
+    asked = ["--base", base, "--data", folder, "--window-seconds", 1, "--frozen", "--out", tmp_path / "model"]
+    code, out, err = run(*asked, "--json", command="finetune")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["left_out"] == {str(folder / "plain.edf"): "the labels say nothing"} and told["warnings"] == []
+    assert "left out: " in err and "plain.edf: the labels say nothing" in err
+
+
+def test_more_than_memory_holds(tmp_path: Path) -> None:
+    """Refused before the model is made, with what may be lowered."""
+    names = [name for name in electrode_positions() if name.startswith(("C", "F", "P"))][:64]
+    write_long(tmp_path / "data" / "x.npz", names)
+    asked = ["--data", tmp_path / "data", "--out", tmp_path / "model", "--size", "paper", "--window-seconds", 120]
+    code, _, err = run(*asked, "--no-reject", "--batch-size", 1, "--held-out", 0)
+    assert code == 2 and "windows of 64 channels and 7680 samples takes about" in err
+    assert "GB of memory are free: take a smaller --size, fewer --channels or shorter --window-seconds" in err
+
+
+def write_long(file: Path, names: list[str]) -> None:
+    file.parent.mkdir(parents=True)
+    rows = signal(121, 64, len(names), 0)
+    np.savez(file, signal=rows, rate=64, names=np.array(names), unit="uV")

@@ -8,8 +8,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from patchbay.models.neuript.config import NeurIPTConfig
+
+SCORES = 1 << 22  # written down at once: 16 MB
+Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class Attention(nn.Module):
@@ -31,13 +35,9 @@ class Attention(nn.Module):
         reaches nobody.
         """
         source = x if memory is None else memory
-        found = functional.scaled_dot_product_attention(
-            self._heads(self.query(x)),
-            self._heads(self.key(source)),
-            self._heads(self.value(source)),
-            attn_mask=None if visible is None else _allowed(visible),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query, key, value = (self._heads(each) for each in (self.query(x), self.key(source), self.value(source)))
+        seen = None if visible is None else visible.reshape(-1, visible.shape[-1])
+        found = _in_slices((query, key, value, seen), self.dropout if self.training else 0.0)
         joined: torch.Tensor = self.output(found.transpose(1, 2).reshape(x.shape))
         return joined
 
@@ -46,8 +46,32 @@ class Attention(nn.Module):
         return x.reshape(-1, x.shape[2], self.num_heads, x.shape[3] // self.num_heads).transpose(1, 2)
 
 
+def _in_slices(groups: Groups, dropout: float) -> torch.Tensor:
+    """[groups, heads, N, width / heads]. On CPUs torch writes all scores [groups, heads, N, M] down where there is
+    dropout or a mask: there some groups are answered at a time, and again when their gradients are wanted.
+    """
+    query, key, value, visible = groups
+    each = max(1, SCORES // (query.shape[1] * query.shape[2] * key.shape[2]))
+    if query.is_cuda or each >= len(query) or (visible is None and not dropout):
+        return _answered(groups, dropout)
+    found = []
+    for first in range(0, len(query), each):
+        part = slice(first, first + each)
+        some = (query[part], key[part], value[part], None if visible is None else visible[part])
+        is_trained = torch.is_grad_enabled()
+        found.append(
+            checkpoint(_answered, some, dropout, use_reentrant=False) if is_trained else _answered(some, dropout)
+        )
+    return torch.cat(found)
+
+
+def _answered(groups: Groups, dropout: float) -> torch.Tensor:
+    query, key, value, visible = groups
+    mask = None if visible is None else _allowed(visible)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
 def _allowed(visible: torch.Tensor) -> torch.Tensor:
-    """[B, G, N] -> [B G, 1, N, N]: rows ask, columns are asked."""
-    keys = visible.reshape(-1, 1, 1, visible.shape[-1])
+    """[groups, N] -> [groups, 1, N, N]: rows ask, columns are asked."""
     itself = torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
-    return keys | itself
+    return visible[:, None, None] | itself

@@ -5,12 +5,17 @@ Knows nothing of what a channel is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from patchbay.models.neuript.attention import Attention
 from patchbay.models.neuript.config import NeurIPTConfig
 from patchbay.models.neuript.moe import ExpertFeedForward, FeedForward
+
+Usages = tuple[torch.Tensor, ...]  # of one layer with experts each, [2, E]
 
 
 class Merge(nn.Module):
@@ -65,18 +70,19 @@ class Stage(nn.Module):
 
     def forward(
         self, z: torch.Tensor, visible: torch.Tensor | None = None, real: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """[B, G, N, width]; `visible` and `real` ([B, G, N], bool): what others may see, and what is not padding."""
+    ) -> tuple[torch.Tensor, Usages]:
+        """[B, G, N, width] -> the same, and in training what experts get. `visible` and `real` ([B, G, N], bool): what
+        others may see, and what is not padding.
+        """
         z = z + self.dropout(self.attention(self.attention_norm(z), visible=visible))
-        made: torch.Tensor = self.dropout(self._fed(self.feed_norm(z), real))
-        return z + made
+        made, usages = self._fed(self.feed_norm(z), real)
+        return z + self.dropout(made), usages
 
-    def _fed(self, h: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    def _fed(self, h: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, Usages]:
         if not isinstance(self.feed, ExpertFeedForward):
-            found: torch.Tensor = self.feed(h)
-            return found
-        routed: torch.Tensor = self.feed(h.flatten(1, 2), None if real is None else real.flatten(1, 2))
-        return routed.view(h.shape)
+            return self.feed(h), ()
+        routed, usage = self.feed(h.flatten(1, 2), None if real is None else real.flatten(1, 2))
+        return routed.view(h.shape), () if usage is None else (usage,)
 
 
 class Block(nn.Module):
@@ -94,17 +100,28 @@ class Block(nn.Module):
         electrodes: torch.Tensor | None = None,
         visible: torch.Tensor | None = None,
         real: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """[B, D, T, width] -> [B, D, T', width]. `electrodes` ([B, D, width]) is added before the second stage.
+    ) -> tuple[torch.Tensor, Usages]:
+        """[B, D, T, width] -> [B, D, T', width], and in training what the experts of both stages get. `electrodes`
+        ([B, D, width]) is added before the second stage.
 
         `visible` [B, D, T'] and `real` [B, D], bool, are of the tokens after merging and of the channels.
         """
         if self.merge is not None:
             z = self.merge(z)
         there = None if real is None else real[:, :, None].expand(z.shape[:3])
-        z = self.time(z, visible, there)
+        z, usages = self.time(z, visible, there)
         if electrodes is not None:
             z = z + electrodes[:, :, None].to(z.dtype)
         z = z.transpose(1, 2)
         turned = [None if mask is None else mask.transpose(1, 2) for mask in (visible, there)]
-        return self.channels(z, *turned).transpose(1, 2)  # type: ignore[no-any-return]
+        z, more = self.channels(z, *turned)
+        return z.transpose(1, 2), (*usages, *more)
+
+
+def run(layer: nn.Module, *inputs: Any, recomputes: bool) -> Any:
+    """What the layer makes of the inputs. In training with `recomputes` nothing in between is kept for the gradients:
+    it is made again when they are wanted, with the same dropout.
+    """
+    if recomputes and layer.training:
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)

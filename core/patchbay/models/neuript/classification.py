@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
+from patchbay.models.neuript.blocks import Usages
 from patchbay.models.neuript.config import NUM_LOBES, NeurIPTConfig
 from patchbay.models.neuript.model import NeurIPTModel, NeurIPTPreTrainedModel
 from patchbay.models.neuript.pooling import pooled
@@ -24,6 +25,7 @@ class EEGClassifierOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    auxiliary_loss: torch.Tensor | None = None
 
 
 class NeurIPTForEEGClassification(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-call]
@@ -52,19 +54,21 @@ class NeurIPTForEEGClassification(NeurIPTPreTrainedModel):  # type: ignore[no-un
         lobes: torch.Tensor,
         channel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        elsewhere: Usages | None = None,
     ) -> EEGClassifierOutput:
         """`signal` [B, D, T], `positions` [B, D, 3], `lobes` [B, D, 5] (bool); `labels` [B] are numbers of classes.
 
-        With labels, `loss` is the balanced one, and in training the experts' on top.
+        With labels, `loss` is the balanced one, and in training the experts' on top, which `elsewhere` makes that of a
+        larger batch (NeurIPTModel).
         """
-        encoded = self.neuript(signal, positions, channel_mask)
+        encoded = self.neuript(signal, positions, channel_mask, elsewhere=elsewhere)
         found = self.classifier(self.features(encoded.hidden_states, lobes, channel_mask))
         loss = None
         if labels is not None:
             loss = self.balanced_loss(found.float(), labels)
             if encoded.auxiliary_loss is not None:
                 loss = loss + self.config.auxiliary_weight * encoded.auxiliary_loss
-        return EEGClassifierOutput(loss, _logits(found), encoded.hidden_states)
+        return EEGClassifierOutput(loss, _logits(found), encoded.hidden_states, encoded.auxiliary_loss)
 
     def features(
         self, levels: tuple[torch.Tensor, ...], lobes: torch.Tensor, channel_mask: torch.Tensor | None = None

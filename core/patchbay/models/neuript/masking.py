@@ -5,7 +5,25 @@ Knows nothing of models.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+SHARES = (0.8, 0.1)  # of hidden samples: the mask's token in their place, other samples; the rest stays (BERT)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What an encoder is shown, [B, D, T] each: `signal`, in which others stand in place of some of the samples that
+    are `hidden`, and where the mask's token does, `masked`.
+    """
+
+    hidden: torch.Tensor
+    signal: torch.Tensor
+    masked: torch.Tensor
+
+    def rows(self, part: slice) -> Shown:
+        return Shown(self.hidden[part], self.signal[part], self.masked[part])
 
 
 def amplitude_mask(
@@ -36,21 +54,17 @@ def random_mask(signal: torch.Tensor, ratio: float, generator: torch.Generator) 
     return torch.zeros(signal.shape, dtype=torch.bool).scatter_(-1, chosen, value=True).to(signal.device)
 
 
-def replaced(
-    tokens: torch.Tensor,
-    hidden: torch.Tensor,
-    mask_token: torch.Tensor,
-    generator: torch.Generator,
-    shares: tuple[float, float] = (0.8, 0.1),
-) -> torch.Tensor:
-    """[B, D, T, width] with the tokens of `hidden` ([B, D, T], bool) replaced: the first share by the mask's token, the
-    second by other tokens of the batch, the rest left as they are (BERT's 80/10/10), by count.
+def shown(
+    signal: torch.Tensor, hidden: torch.Tensor, generator: torch.Generator, shares: tuple[float, float] = SHARES
+) -> Shown:
+    """Of the samples of `hidden` ([B, D, T], bool) the first share is masked, the second replaced by other samples of
+    the batch, and the rest left as it is, by count.
     """
     places = hidden.flatten().nonzero()[:, 0]
     places = places[torch.randperm(len(places), generator=generator).to(places.device)]
     masked, swapped = (round(share * len(places)) for share in shares)
-    flat = tokens.flatten(0, -2)
+    flat = signal.flatten()
     others = torch.randint(len(flat), (swapped,), generator=generator).to(places.device)
-    found = flat.index_put((places[:masked],), mask_token.to(flat.dtype))
-    found = found.index_put((places[masked : masked + swapped],), flat[others])
-    return found.view(tokens.shape)
+    found = flat.index_put((places[masked : masked + swapped],), flat[others])
+    is_masked = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, places[:masked], True)
+    return Shown(hidden, found.view(signal.shape), is_masked.view(signal.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,23 +11,25 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from patchbay.models.neuript.blocks import Block
+from patchbay.models.neuript.blocks import Block, Usages, run
 from patchbay.models.neuript.config import NeurIPTConfig
 from patchbay.models.neuript.embedding import SignalEmbedding, electrode_encoding, time_encoding
-from patchbay.models.neuript.moe import ExpertFeedForward
+from patchbay.models.neuript.moe import imbalance
 
 
 @dataclass
 class NeurIPTOutput(ModelOutput):
     """`hidden_states`: the embedding with its time encoding [B, D, T, width], then every block's output [B, D, T_l,
     width]; `last_hidden_state` is the last of them, `pooler_output` [B, width] its mean over channels and time.
-    `auxiliary_loss` is there in training alone.
+    In training alone: `usages`, what experts get [2, E], of one layer each, and `auxiliary_loss`, which keeps them
+    evenly used.
     """
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     auxiliary_loss: torch.Tensor | None = None
+    usages: Usages | None = None
 
 
 class NeurIPTPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -47,7 +50,12 @@ class NeurIPTPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 class NeurIPTModel(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-call]
-    """Signals with the same weights whatever their channels and lengths are."""
+    """Signals with the same weights whatever their channels and lengths are.
+
+    `recomputes`: training takes less memory and a third more time.
+    """
+
+    recomputes = False
 
     def __init__(self, config: NeurIPTConfig) -> None:
         super().__init__(config)
@@ -65,33 +73,37 @@ class NeurIPTModel(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-call]
         hidden: torch.Tensor | None = None,
         tokens: torch.Tensor | None = None,
         lobes: torch.Tensor | None = None,
+        elsewhere: Usages | None = None,
     ) -> NeurIPTOutput:
         """Of companded signals [B, D, T] at 64 Hz, whose channels are at `positions` [B, D, 3] (millimetres).
 
         `channel_mask` ([B, D], bool) is False for padding, which nothing reads. `hidden` ([B, D, T], bool): samples
         that no other token may look at; `tokens` [B, D, T, width] then stand in place of the signal's. `lobes` are
-        not looked at: what a classifier is given may be handed on as it is.
+        not looked at: what a classifier is given may be handed on as it is. `elsewhere`: what the experts get of other
+        rows of the batch that these are a part of: the loss is the batch's.
         """
         z = self.embedding(signal.to(self.dtype)) if tokens is None else tokens
         z = z + time_encoding(z.shape[2], z.shape[3], z.device).to(z.dtype)
         electrodes = electrode_encoding(positions, z.shape[3], self.config.coordinates, channel_mask)
-        levels, visible = [z], None if hidden is None else ~hidden
+        levels, usages, visible = [z], list[torch.Tensor](), None if hidden is None else ~hidden
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             if visible is not None and block.merge is not None:
                 visible = block.merge.of_mask(visible)
             seen = _seen(visible, channel_mask, z.shape[2], self.config.merges[number])
-            z = block(z, electrodes if number == 0 else None, seen, channel_mask)
+            given = (z, electrodes if number == 0 else None, seen, channel_mask)
+            z, found = run(block, *given, recomputes=self.recomputes)
             levels.append(z)
-        return NeurIPTOutput(z, _mean(z, channel_mask), tuple(levels), self._auxiliary_loss())
+            usages += found
+        loss = self._auxiliary_loss(usages, elsewhere)
+        return NeurIPTOutput(z, _mean(z, channel_mask), tuple(levels), loss, tuple(usages) or None)
 
-    def _auxiliary_loss(self) -> torch.Tensor | None:
-        """The sum over all layers with experts; None where none has just been trained."""
-        layers = [layer for layer in self.modules() if isinstance(layer, ExpertFeedForward)]
-        losses = [layer.auxiliary for layer in layers if layer.auxiliary is not None]
-        for layer in layers:
-            layer.auxiliary = None
-        return torch.stack(losses).sum() if losses else None
+    def _auxiliary_loss(self, usages: Sequence[torch.Tensor], elsewhere: Usages | None) -> torch.Tensor | None:
+        """The sum over all layers with experts; None where there is none, or nothing is trained."""
+        if not usages:
+            return None
+        whole = usages if elsewhere is None else [own + other for own, other in zip(usages, elsewhere, strict=True)]
+        return self.config.importance_weight * torch.stack([imbalance(usage) for usage in whole]).sum()  # type: ignore[no-any-return]
 
 
 def _mean(z: torch.Tensor, channel_mask: torch.Tensor | None) -> torch.Tensor:

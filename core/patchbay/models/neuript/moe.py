@@ -32,10 +32,7 @@ class FeedForward(nn.Module):
 
 
 class ExpertFeedForward(nn.Module):
-    """sum_e g_e FFN_e(h) + FFN_shared(h) (paper, eq. 8 to 10), e over the ceil(share E) experts of a token.
-
-    In training, `auxiliary` is the loss of the last batch that keeps experts evenly used.
-    """
+    """sum_e g_e FFN_e(h) + FFN_shared(h) (paper, eq. 8 to 10), e over the ceil(share E) experts of a token."""
 
     def __init__(self, config: NeurIPTConfig, num_experts: int) -> None:
         super().__init__()
@@ -44,19 +41,18 @@ class ExpertFeedForward(nn.Module):
         self.experts = nn.ModuleList(FeedForward(width, config.expert_size) for _ in range(num_experts))
         self.shared = FeedForward(width, config.intermediate_size)
         self.num_chosen = ceil(config.expert_share * num_experts)
-        self.auxiliary: torch.Tensor | None = None
         self._is_normed = config.gate_norm == "chosen"
-        self._noise, self._weight = config.router_noise, config.importance_weight
+        self._noise = config.router_noise
 
-    def forward(self, x: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, n, width]; `real` ([B, n], bool): the tokens that count for the loss, which padding does not."""
+    def forward(self, x: torch.Tensor, real: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, n, width] -> the same, and in training what each expert gets [2, E]: the sums of its shares and of its
+        gates over all tokens that count, of which `imbalance` makes a loss. `real` ([B, n], bool): padding does not.
+        """
         gates, chosen, shares = self._route(x)
-        if self.training:
-            self.auxiliary = self._imbalance(shares, real) + self._imbalance(gates, real)
         found: torch.Tensor = self.shared(x)
         for number, expert in enumerate(self.experts):
             found = _added(found, expert, x, gates[..., number], chosen[..., number])
-        return found
+        return found, _usage(shares, gates, real) if self.training else None
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, n, E] each, fp32: weights that are 0 where a token goes elsewhere, where it goes, softmax over all."""
@@ -69,10 +65,18 @@ class ExpertFeedForward(nn.Module):
         gates = logits.masked_fill(~chosen, -torch.inf).softmax(-1) if self._is_normed else shares * chosen
         return gates, chosen, shares
 
-    def _imbalance(self, amounts: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-        """w CV^2 of what each expert gets: 0 where all get as much."""
-        total = (amounts if real is None else amounts * real[..., None]).sum((0, 1))
-        return self._weight * total.var() / (total.mean() ** 2 + EPSILON)
+
+def imbalance(usage: torch.Tensor) -> torch.Tensor:
+    """CV^2 of what each expert gets [2, E], summed over the two: 0 where all get as much.
+
+    It is of sums over a batch, and so not the mean of what parts of the batch have: those may differ in what they need.
+    """
+    return (usage.var(1) / (usage.mean(1) ** 2 + EPSILON)).sum()
+
+
+def _usage(shares: torch.Tensor, gates: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    both = torch.stack((shares, gates))
+    return (both if real is None else both * real[..., None]).sum((1, 2))
 
 
 def _added(

@@ -46,10 +46,11 @@ HARMLESS = (NOT_EEG, NOT_ASKED, UNKNOWN, IN_NO_PAIR)  # reasons for which a chan
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A window that was left out."""
+    """A window that was left out, and the channels because of which."""
 
     start: float
     reason: str
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,10 @@ def _windows(
     done: list[str],
     notes: tuple[str, ...],
 ) -> Windows:
+    names = [channel.name for channel in montage.channels]
     cut, begins, outside = _cut(signal, steps, starts)
-    reasons = [_reason(window) if steps.rejects else None for window in cut]
-    rejected = tuple(Rejected(start, why) for start, why in zip(begins, reasons, strict=True) if why)
+    reasons = [_reason(window, names) if steps.rejects else None for window in cut]
+    rejected = tuple(Rejected(start, *why) for start, why in zip(begins, reasons, strict=True) if why)
     fine = [number for number, why in enumerate(reasons) if not why]
     found = compand(torch.from_numpy(np.ascontiguousarray(cut[fine])).float())
     done.append("A-law companded (A = 0.25)")
@@ -191,12 +193,16 @@ def _cut(signal: Signal, steps: Steps, starts: Sequence[float] | None) -> tuple[
     return stacked, [first / RATE for first in firsts], outside
 
 
-def _reason(window: Signal) -> str | None:
-    """Why a window is none to read (paper, appendix E.1)."""
-    if np.abs(window).max() > LOUDEST_UV:
-        return f"over {LOUDEST_UV:g} uV"
-    if (np.abs(window).max(1) < FAINTEST_UV).any():
-        return f"a channel within {FAINTEST_UV:g} uV"
-    if ((window.min(1) > FAINTEST_UV) | (window.max(1) < -FAINTEST_UV)).any():
-        return f"a channel never within {FAINTEST_UV:g} uV of zero"
+def _reason(window: Signal, names: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """Why a window is none to read (paper, appendix E.1), and by which channels."""
+    largest = np.abs(window).max(1)
+    kinds = {
+        f"over {LOUDEST_UV:g} uV": largest > LOUDEST_UV,
+        f"a channel within {FAINTEST_UV:g} uV": largest < FAINTEST_UV,
+        f"a channel never within {FAINTEST_UV:g} uV of zero": (window.min(1) > FAINTEST_UV)
+        | (window.max(1) < -FAINTEST_UV),
+    }
+    for reason, found in kinds.items():
+        if found.any():
+            return reason, tuple(name for name, is_why in zip(names, found, strict=True) if is_why)
     return None

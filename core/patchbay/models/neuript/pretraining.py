@@ -10,11 +10,11 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from patchbay.models.neuript.attention import Attention
-from patchbay.models.neuript.blocks import Block
+from patchbay.models.neuript.blocks import Block, Usages, run
 from patchbay.models.neuript.config import NeurIPTConfig
 from patchbay.models.neuript.embedding import electrode_encoding, time_encoding
-from patchbay.models.neuript.masking import amplitude_mask, replaced
-from patchbay.models.neuript.model import NeurIPTModel, NeurIPTPreTrainedModel
+from patchbay.models.neuript.masking import SHARES, Shown, amplitude_mask, shown
+from patchbay.models.neuript.model import NeurIPTModel, NeurIPTOutput, NeurIPTPreTrainedModel
 from patchbay.models.neuript.moe import FeedForward
 
 MASK_STD = 0.02
@@ -52,7 +52,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, D, T, width] and a level [B, D, T_l, width] -> the next layer's input, a part of the guess [B, D, T]."""
         seen = None if channel_mask is None else channel_mask[:, :, None].expand(x.shape[:3])
-        query = self.query_norm(self.block(x, visible=seen, real=channel_mask))
+        query = self.query_norm(self.block(x, None, seen, channel_mask)[0])
         query = query + self.dropout(self.attention(query, self.memory_norm(memory)))
         y = self.feed_norm(query)
         y = y + self.feed(y)
@@ -82,25 +82,55 @@ class NeurIPTForPreTraining(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-
         channel_mask: torch.Tensor | None = None,
         hidden: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        shares: tuple[float, float] = (0.8, 0.1),
+        shares: tuple[float, float] = SHARES,
+        given: Shown | None = None,
+        elsewhere: Usages | None = None,
     ) -> PreTrainingOutput:
-        """`signal` [B, D, T], companded. `hidden` ([B, D, T], bool): what to hide, drawn as AAMP does by default, with
-        one of `mask_ratios` for the batch; `shares` of it are replaced by the mask's token and by other tokens.
+        """`signal` [B, D, T], companded; `hidden`, `generator` and `shares` as in `draw`, or what it drew, `given`.
 
-        The loss is over hidden samples of real channels; in training it has the experts' on top.
+        The loss is over hidden samples of real channels; in training it has the experts' on top, which `elsewhere`
+        makes that of a larger batch (NeurIPTModel).
+        """
+        signal = signal.to(self.dtype)
+        given = given or self.draw(signal, hidden, generator, shares)
+        encoded = self.encode(given, positions, channel_mask, elsewhere)
+        assert encoded.hidden_states is not None
+        visible = signal.masked_fill(given.hidden, 0.0)
+        found = self._decode(visible, positions, channel_mask, encoded.hidden_states)
+        counted = given.hidden if channel_mask is None else given.hidden & channel_mask[:, :, None]
+        loss = _distance(found[counted], signal[counted], self.config.loss_power)
+        if encoded.auxiliary_loss is not None:
+            loss = loss + self.config.auxiliary_weight * encoded.auxiliary_loss
+        return PreTrainingOutput(loss, found, given.hidden, encoded.auxiliary_loss)
+
+    def draw(
+        self,
+        signal: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        shares: tuple[float, float] = SHARES,
+    ) -> Shown:
+        """For a batch [B, D, T]. `hidden` ([B, D, T], bool): what to hide, drawn as AAMP does by default, with one of
+        `mask_ratios` for the batch; `shares` of it are replaced by the mask's token and by other samples.
         """
         generator = generator or torch.default_generator
         if hidden is None:
             hidden = amplitude_mask(signal, self._ratio(generator), generator)
-        signal = signal.to(self.dtype)
-        tokens = replaced(self.neuript.embedding(signal), hidden, self.mask_token, generator, shares)
-        encoded = self.neuript(signal, positions, channel_mask, hidden, tokens)
-        found = self._decode(signal.masked_fill(hidden, 0.0), positions, channel_mask, encoded.hidden_states)
-        counted = hidden if channel_mask is None else hidden & channel_mask[:, :, None]
-        loss = _distance(found[counted], signal[counted], self.config.loss_power)
-        if encoded.auxiliary_loss is not None:
-            loss = loss + self.config.auxiliary_weight * encoded.auxiliary_loss
-        return PreTrainingOutput(loss, found, hidden, encoded.auxiliary_loss)
+        return shown(signal, hidden, generator, shares)
+
+    def encode(
+        self,
+        given: Shown,
+        positions: torch.Tensor,
+        channel_mask: torch.Tensor | None = None,
+        elsewhere: Usages | None = None,
+    ) -> NeurIPTOutput:
+        """Of what is shown, where no token looks at a hidden one."""
+        signal = given.signal.to(self.dtype)
+        tokens = self.neuript.embedding(signal)
+        tokens = torch.where(given.masked[..., None], self.mask_token.to(tokens.dtype), tokens)
+        found: NeurIPTOutput = self.neuript(signal, positions, channel_mask, given.hidden, tokens, elsewhere=elsewhere)
+        return found
 
     def _ratio(self, generator: torch.Generator) -> float:
         ratios = self.config.mask_ratios
@@ -121,7 +151,7 @@ class NeurIPTForPreTraining(NeurIPTPreTrainedModel):  # type: ignore[no-untyped-
         x = places if self.config.decoder_input == "positions" else self.neuript.embedding(signal) + places
         found = torch.zeros_like(signal)
         for layer, level in zip(self.decoder, levels, strict=True):
-            x, part = layer(x, level, channel_mask)
+            x, part = run(layer, x, level, channel_mask, recomputes=self.neuript.recomputes)
             found = found + part
         return found
 
