@@ -22,7 +22,9 @@ def demo(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="With --eeg: S001R01.edf ... of PhysioNet's motor data.", show_default="made up"
+            metavar="DIR",
+            help="With --eeg: S001R01.edf ... of PhysioNet's motor data, one's runs 1, 2, 3, 6, 7, 10, 11 and 14.",
+            show_default="made up",
         ),
     ] = None,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the server up afterwards.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from patchbay.errors import InputError
 
 MARKER = ".patchbay-demo"
+LINE_EVERY_S = 15.0
 Step = Callable[[int, int, str], None]
 
 
@@ -34,6 +36,7 @@ def prepare(folder: Path) -> None:
 
 
 def progress(console: Console) -> Progress:
+    """Bars, on terminals only: `step_of` writes lines elsewhere."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -44,17 +47,44 @@ def progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
+        disable=not console.is_terminal,
     )
 
 
 @contextmanager
 def step_of(bar: Progress, title: str) -> Iterator[Step]:
-    """One line of the progress display; full and without a note when its body ends."""
-    task = bar.add_task(title, total=1, note="")
+    """One line of the progress display; full and without a note when its body ends. Of a log, lines: when it begins,
+    where it is every quarter of a minute, and how long it took.
+    """
+    task, log = bar.add_task(title, total=1, note=""), _Log(bar.console, title)
 
     def step(done: int, total: int, note: str) -> None:
         bar.update(task, completed=done, total=total, note=note[:48])
+        log.step(done, total, note)
 
     yield step
+    log.end()
     total = bar.tasks[task].total or 1
     bar.update(task, completed=total, note="")
+
+
+class _Log:
+    """Nothing on a terminal, which has bars."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console, self._title = console, title
+        self._begun = self._said = time.monotonic()
+        self._say(f"{title} ...")
+
+    def step(self, done: int, total: int, note: str) -> None:
+        if time.monotonic() - self._said >= LINE_EVERY_S:
+            self._said = time.monotonic()
+            self._say(f"{self._title}: {done} of {total}" + (f", {note}" if note else ""))
+
+    def end(self) -> None:
+        self._say(f"{self._title}: done in {time.monotonic() - self._begun:.0f} s")
+
+    def _say(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(text, markup=False, highlight=False)
+            self._console.file.flush()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -16,11 +18,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from patchbay.errors import InputError
 from patchbay.training.finetune import Options
 from patchbay.training.pretrain import Options as PreTraining
 from patchbay_server.commands.output import listing
+from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.demo.ask import upload, verify
-from patchbay_server.demo.display import open_console, prepare, progress, step_of
+from patchbay_server.demo.display import Step, open_console, prepare, progress, step_of
 from patchbay_server.demo.eeg_plots import plot
 from patchbay_server.demo.eeg_stages import (
     agreement,
@@ -34,7 +38,8 @@ from patchbay_server.demo.eeg_stages import (
     pretrained,
     tuned,
 )
-from patchbay_server.demo.eeg_tasks import CHANNELS, STEPS, TASKS, Task
+from patchbay_server.demo.eeg_tasks import CHANNELS, STEPS, TASKS, Task, check_runs
+from patchbay_server.demo.parallel import side_by_side
 from patchbay_server.demo.simulate import simulate
 
 PRETRAINING = PreTraining("small", epochs=1, batch_size=8, highest_rate=1e-3, steps=STEPS, report_every=10)
@@ -75,9 +80,16 @@ def run_eeg_demo(
     tuning: Options = TUNING,
     tasks: Sequence[Task] = TASKS,
 ) -> None:
-    """Runs everything in `folder`, new or left by an earlier run; on made-up recordings where `data` is None."""
+    """Runs everything in `folder`, new or left by an earlier run; on made-up recordings where `data` is None.
+
+    Raises InputError before anything is changed for another folder, and for `data` that lies in it or lacks a run.
+    """
     started, console = time.monotonic(), open_console(stderr=as_json)
     torch.set_num_threads(1)
+    if data is not None:
+        if data.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{folder} is emptied first, and the recordings are in it: choose another", param="folder")
+        check_runs(data, tasks)
     prepare(folder)
     if data is None:
         simulate(folder / "recordings", CHANNELS, seed=seed)
@@ -85,8 +97,7 @@ def run_eeg_demo(
     with progress(console) as bar:
         with step_of(bar, "pre-train the base") as step:
             base = pretrained(recordings, folder / "base", replace(pretraining, seed=seed), step)
-        for task in tasks:
-            _train(task, recordings, base, folder, replace(tuning, seed=seed), bar)
+        _train_all(tasks, recordings, base, replace(tuning, seed=seed), bar)
         with client_of(base, folder) as client, step_of(bar, "ask over HTTP") as step:
             for task in tasks:
                 for number, bits in enumerate(BITS):
@@ -100,12 +111,35 @@ def run_eeg_demo(
     _finish(results, folder, recordings, console, as_json)
 
 
-def _train(task: Task, data: Path, base: Path, folder: Path, tuning: Options, bar: Progress) -> None:
-    with step_of(bar, f"fine-tune: {task.name}") as step:
-        tuned(task, data, base, folder / task.name, tuning, step)
-    for bits in BITS:
-        with step_of(bar, f"compress: {task.name}, {bits:g} bits") as step:
-            compressed(base, folder / task.name, bits, EVALUATIONS, step)
+def _train_all(tasks: Sequence[Task], data: Path, base: Path, tuning: Options, bar: Progress) -> None:
+    """Every task beside the base, in folders of their names."""
+    work = partial(_train, tasks=tasks, data=data, base=base, tuning=tuning, sizes=BITS, evaluations=EVALUATIONS)
+    with ExitStack() as stack:
+        steps = {task.name: stack.enter_context(step_of(bar, f"train and compress: {task.name}")) for task in tasks}
+        side_by_side(work, list(steps), lambda name, *step: steps[name](*step))
+
+
+def _train(
+    name: str,
+    step: Step,
+    *,
+    tasks: Sequence[Task],
+    data: Path,
+    base: Path,
+    tuning: Options,
+    sizes: Sequence[float],
+    evaluations: int,
+) -> None:
+    """In a process of its own."""
+    silence_libraries()
+    task, folder = next(task for task in tasks if task.name == name), base.with_name(name)
+    tuned(task, data, base, folder, tuning, _named(step, "fine-tune"))
+    for bits in sizes:
+        compressed(base, folder, bits, evaluations, _named(step, f"{bits:g} bits"))
+
+
+def _named(step: Step, stage: str) -> Step:
+    return lambda done, of, note: step(done, of, f"{stage}: {note}")
 
 
 def _result(task: Task, data: Path, folder: Path, tasks: Sequence[Task], client: httpx2.Client) -> TaskResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -29,7 +30,7 @@ def plot(folder: Path, data: Path, file: Path) -> None:
 
     task = next(task for task in TASKS if (folder / task.name).is_dir())
     batches = Batches([one.source for one in task.parts(data)["test"]])
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    figure = Figure(figsize=(16, 5), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(2.2, 1, 1))
     _draw_reconstruction(left, folder / "base", batches)
     _draw_lobes(middle, folder / task.name, batches, task.name)
@@ -68,8 +69,9 @@ def _draw_reconstruction(axes: Any, base: Path, batches: Batches) -> None:
         axes.plot(time, seen + away, color="black", linewidth=1.2)
         axes.plot(time, told + away, ".", color="tab:red", markersize=3)
     axes.set_yticks([8.0 * row for row in range(4)], CHANNELS[:4])
+    axes.set_ylabel("companded microvolts")
     axes.set_xlabel("seconds")
-    axes.set_title("hidden samples (grey) and the guess (red), companded")
+    axes.set_title("half is hidden (grey), and guessed (red)")
 
 
 def _draw_lobes(axes: Any, folder: Path, batches: Batches, task: str) -> None:
@@ -81,13 +83,18 @@ def _draw_lobes(axes: Any, folder: Path, batches: Batches, task: str) -> None:
     turn = np.linspace(0, 2 * np.pi, 100)
     axes.plot(100 * np.cos(turn), 100 * np.sin(turn) - 15, color="grey")
     axes.plot([-12, 0, 12], [84, 100, 84], color="grey")
-    drawn = axes.scatter(where[:, 0], where[:, 1], c=values, s=350, cmap="viridis", vmin=0)
-    for name, (x, y) in zip(CHANNELS, where, strict=True):
-        axes.annotate(name, (x, y), ha="center", va="center", color="white", fontsize=8)
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="share of what moves the answer")
+    drawn = axes.scatter(where[:, 0], where[:, 1], c=values, s=900, cmap="Blues", vmin=0, edgecolors="black")
+    for name, value, (x, y) in zip(CHANNELS, values, where, strict=True):
+        axes.annotate(name, (x, y), ha="center", va="center", color=_on(value, values), fontsize=11)
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="its lobe's share of what moves the answer")
     axes.set_aspect("equal")
     axes.axis("off")
     axes.set_title(f"which lobes '{task}' reads")
+
+
+def _on(value: float, values: npt.ArrayLike) -> str:
+    """A colour that is read on the one that `value` has in "Blues" from 0 on."""
+    return "white" if value > np.max(values) / 2 else "black"
 
 
 def _draw_confusion(axes: Any, outcome: dict[str, Any], task: str) -> None:
@@ -95,7 +102,7 @@ def _draw_confusion(axes: Any, outcome: dict[str, Any], task: str) -> None:
     axes.imshow(table, cmap="Blues", vmin=0)
     for row, counts in enumerate(table):
         for column, count in enumerate(counts):
-            axes.text(column, row, str(count), ha="center", va="center", color="tab:orange")
+            axes.text(column, row, str(count), ha="center", va="center", color=_on(count, table), fontsize=14)
     axes.set_xticks(range(len(classes)), classes)
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("answer")

@@ -6,10 +6,11 @@ Windows of the last half of a recording are tested, and nothing is trained on it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from patchbay.errors import InputError
 from patchbay.models.neuript.steps import Steps
 from patchbay.training.examples import Parts, Split, examples, split
 from patchbay.training.files import Opened, files_in
@@ -37,11 +38,11 @@ class Task:
         annotated = by_annotations(folder, self.classes)
 
         def marks(path: Path, opened: Opened) -> Marks | None:
-            run = path.stem.rpartition("R")[2]
-            if not run.isdigit() or int(run) not in self.runs:
+            run = _run_of(path)
+            if run not in self.runs:
                 return None
-            if run in self.classes:
-                return Marks(path.stem, (Span(0.0, None, self.classes[run]),))
+            if f"{run:02}" in self.classes:
+                return Marks(path.stem, (Span(0.0, None, self.classes[f"{run:02}"]),))
             return annotated(path, opened)
 
         return marks
@@ -52,3 +53,20 @@ TASKS = (
     Task("fists", (3, 7, 11), {"T1": "left", "T2": "right"}),
     Task("imagined", (6, 10, 14), {"T1": "fists", "T2": "feet"}),
 )
+
+
+def check_runs(folder: Path, tasks: Sequence[Task] = TASKS) -> None:
+    """Raises InputError with the recordings that the tasks need and the folder lacks."""
+    found = files_in(folder)
+    there = {_run_of(path) for path in found}
+    lacking = sorted(run for task in tasks for run in task.runs if run not in there)
+    if lacking:
+        subject = next((path.stem.rpartition("R")[0] for path in found if _run_of(path) is not None), "S001")
+        names = ", ".join(f"{subject}R{run:02}.edf" for run in lacking)
+        raise InputError(f"{folder} lacks {names}: the demo is about one subject's runs", param="data")
+
+
+def _run_of(path: Path) -> int | None:
+    """Of `S001R03.edf`: 3."""
+    run = path.stem.rpartition("R")[2]
+    return int(run) if run.isascii() and run.isdigit() and path.stem != run else None

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -25,12 +26,12 @@ from patchbay.compress.calibration import Calibration
 from patchbay.compress.compress import Options, Report, compress
 from patchbay.models.inputs import ArrayInput
 from patchbay_server.demo.ask import accuracy, request_body, upload, verify
-from patchbay_server.demo.display import open_console, prepare, progress, step_of
-from patchbay_server.demo.parallel import finetune_all
+from patchbay_server.demo.display import Step, open_console, prepare, progress, step_of
+from patchbay_server.demo.parallel import side_by_side
 from patchbay_server.demo.process import running_server
 from patchbay_server.demo.report import MergeResult, Results, TaskResult, plot, print_tables, write_json
 from patchbay_server.demo.tasks import SHIFTED_TASKS, TASKS, Digits, Task, pixels
-from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, Training, evaluate, train_base
+from patchbay_server.demo.train import BASE_TRAINING, FINETUNE_TRAINING, Training, evaluate, finetune, train_base
 
 COMPRESSION = Options(density=0.10)
 CALIBRATION_IMAGES = 256
@@ -71,8 +72,14 @@ def _train(folder: Path, base: Training, tuning: Training, bar: Progress) -> dic
     labels = torch.from_numpy(digits.held_out_labels)
     with ExitStack() as stack:
         steps = {task.name: stack.enter_context(step_of(bar, f"fine-tune: {task.name}")) for task in SHIFTED_TASKS}
-        finetune_all(folder / "base", list(steps), out, tuning, lambda name, *step: steps[name](*step))
+        work = partial(_finetune, base=folder / "base", out=out, training=tuning)
+        side_by_side(work, list(steps), lambda name, *step: steps[name](*step))
     return {task.name: evaluate(out / task.name, pixels(digits.held_out(task)), labels) for task in SHIFTED_TASKS}
+
+
+def _finetune(name: str, step: Step, *, base: Path, out: Path, training: Training) -> None:
+    """In a process of its own."""
+    finetune(base, next(task for task in TASKS if task.name == name), out / name, step, training=training)
 
 
 def _compress(folder: Path, calibration_images: int, bar: Progress) -> dict[str, Report]:

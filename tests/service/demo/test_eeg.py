@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from tests.long import long
+from tests.training.recordings import write_edf
 from typer.testing import CliRunner
 
 from patchbay.models.neuript import Lobe, NeurIPTForEEGClassification
 from patchbay.training.windows import Batches
 from patchbay_server.cli import app
+from patchbay_server.demo.display import MARKER
 from patchbay_server.demo.eeg import PRETRAINING, TUNING, run_eeg_demo
 from patchbay_server.demo.eeg_plots import attributions
 from patchbay_server.demo.eeg_stages import answers_of, balanced_accuracy
@@ -61,6 +63,8 @@ def test_what_is_shown(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert "band power + LDA" in printed and "agreement, 8 bits" in printed and "made-up recordings" in printed
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    for stage in ("pre-train the base", "train and compress: eyes", "ask over HTTP"):
+        assert f"{stage} ..." in printed and f"{stage}: done in " in printed, "this is no terminal"
 
 
 @long
@@ -71,6 +75,26 @@ def test_shares_of_lobes(finished: tuple[Path, str]) -> None:
     found = attributions(model, Batches([one.source for one in test]))
     assert set(found) == {lobe.name for lobe in Lobe} and sum(found.values()) == pytest.approx(1)
     assert found["TEMPORAL_LEFT"] == found["TEMPORAL_RIGHT"] == 0, "no channel of these is there"
+
+
+def test_recordings_that_lack_a_run_are_refused_at_once(tmp_path: Path) -> None:
+    """And nothing of an earlier run is lost by it."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    write_edf(data / "S001R01.edf", seconds=4)
+    folder.mkdir()
+    (folder / MARKER).touch()
+    (folder / "results.json").write_text("{}")
+    result = CliRunner().invoke(app, ["demo", "--eeg", "--data", str(data), "--folder", str(folder)])
+    assert result.exit_code == 2 and "lacks S001R02.edf, S001R03.edf, S001R06.edf" in result.stderr
+    assert (folder / "results.json").exists()
+
+
+def test_recordings_in_the_folder_that_is_emptied(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    recorded = write_edf(folder / "recordings" / "S001R01.edf", seconds=4)
+    (folder / MARKER).touch()
+    result = CliRunner().invoke(app, ["demo", "--eeg", "--data", str(recorded.parent), "--folder", str(folder)])
+    assert result.exit_code == 2 and "choose another" in result.stderr and recorded.exists()
 
 
 def test_data_without_eeg_is_refused(tmp_path: Path) -> None:

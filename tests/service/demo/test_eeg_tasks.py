@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.training.recordings import write_edf, write_marked
 
+from patchbay.errors import InputError
 from patchbay.models.neuript.steps import Steps
-from patchbay_server.demo.eeg_tasks import TASKS
+from patchbay_server.demo.eeg_tasks import TASKS, check_runs
 
 EYES, FISTS, _ = TASKS
 STEPS = Steps(window_seconds=2.0, rejects=False)
@@ -23,3 +25,13 @@ def test_runs_are_classes_or_have_annotations(tmp_path: Path) -> None:
     fists = FISTS.parts(tmp_path, STEPS)
     assert [one.source.path.stem for one in fists["test"]] == ["S001R03"], "another task's runs are left out"
     assert {label for one in fists["train"] for label in one.labels} == {"left", "right"}
+
+
+def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
+    for run in (1, 2, 3, 4, 7, 11):
+        (tmp_path / f"S007R{run:02}.edf").write_bytes(b"")
+    (tmp_path / "notes.edf").write_bytes(b"")
+    with pytest.raises(InputError, match=r"lacks S007R06\.edf, S007R10\.edf, S007R14\.edf") as caught:
+        check_runs(tmp_path)
+    assert caught.value.param == "data"
+    check_runs(tmp_path, TASKS[:2])
