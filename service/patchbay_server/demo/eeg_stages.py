@@ -19,7 +19,7 @@ import torch
 
 from patchbay.compress.compress import Options as Compression
 from patchbay.compress.compress import Report, compress
-from patchbay.models.neuript import NeurIPTForEEGClassification, NeurIPTModel
+from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTModel
 from patchbay.training.examples import Examples, classes_of
 from patchbay.training.files import files_in
 from patchbay.training.finetune import CALIBRATION, Options, Outcome, Progress, finetune
@@ -30,7 +30,7 @@ from patchbay.training.pretrain import pretrain
 from patchbay.training.windows import Batches, sources, split
 from patchbay_server.demo.ask import checked
 from patchbay_server.demo.display import Step
-from patchbay_server.demo.eeg_tasks import OVERLAPPING, STEPS, Task
+from patchbay_server.demo.eeg_tasks import OVERLAPPING, Task
 from patchbay_server.demo.process import running_server
 
 OUTCOME = "outcome.json"
@@ -41,7 +41,7 @@ def pretrained(data: Path, out: Path, options: PreTraining, step: Step) -> Path:
     """On the first half of every recording, without labels."""
 
     def make(folder: Path) -> None:
-        first, rest = split(sources(files_in(data), STEPS), 0.5)
+        first, rest = split(sources(files_in(data), options.steps), 0.5)
         held_out = split(rest, 0.9)[0]  # the first tenth of what nothing is trained on
 
         def tell(at: PreTrained) -> None:
@@ -50,6 +50,15 @@ def pretrained(data: Path, out: Path, options: PreTraining, step: Step) -> Path:
         pretrain(Batches(first), Batches(held_out), folder, options, tell)
 
     return _once(out, make)
+
+
+def without_dropout(base: Path) -> None:
+    """What is fine-tuned from `base` has none: it would change features by more than windows differ, after so short a
+    pre-training, and a head that was fitted to them as they are reads noise.
+    """
+    config = NeurIPTConfig.from_pretrained(base)
+    config.dropout = 0.0
+    config.save_pretrained(base)
 
 
 def tuned(task: Task, data: Path, base: Path, out: Path, options: Options, step: Step) -> dict[str, Any]:

@@ -21,8 +21,11 @@ RATE = 160
 CONDUCTIVITY = 0.33  # siemens a metre
 CENTRE_MM = np.array([0.0, -18.0, 20.0])  # of the head
 NOISE_DIPOLES, NOISE_NAM = 80, 60.0
-ALPHA_HZ, ALPHA_NAM = 10.0, 60.0
-MU_HZ, MU_NAM = 11.0, 50.0
+ALPHA_HZ, ALPHA_NAM = 10.0, 100.0
+MU_HZ = 11.0
+# Over the left hand's area, which is that of the right hand, the right's and the feet's: of who is right-handed. A head
+# reads means over lobes, and both hands are in one: were they alike, it could not tell which of them moves.
+MU_NAM = np.array([[110.0], [50.0], [80.0]])
 SUPPRESSED = 0.3  # of a rhythm's size while its limb moves
 TRIAL_S, REST_S = 4.1, 2.0
 # Where rhythms come from, in millimetres.
