@@ -32,6 +32,7 @@ PatchbayError
     ├── NameTaken                the name belongs to something else
     ├── VersionConflict          someone else changed it first (compare-and-set)
     ├── UploadConflict           a part of an upload that does not continue it, or of another length
+    ├── ImportConflict           a store that has something else where an import has something
     ├── DeltaInUse               a saved merge is made of what is to be deleted
     ├── InvalidKey               an API key that nobody could use
     ├── QuotaExceeded            more than its tenant may store
@@ -195,6 +196,10 @@ class VersionConflict(StoreError):
 
 class UploadConflict(StoreError):
     code = "upload_conflict"
+
+
+class ImportConflict(StoreError):
+    code = "import_conflict"
 
 
 class DeltaInUse(StoreError):

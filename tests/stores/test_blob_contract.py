@@ -81,7 +81,7 @@ def test_every_size_comes_back(place: Place, size: int) -> None:
     content = random.Random(size).randbytes(size)
     digest = put(place(), content)
     there = place()
-    assert there.size(digest) == size
+    assert there.size(digest) == size and there.examine(digest) == (size, digest)
     assert there.path(digest).read_bytes() == content
 
 
@@ -95,7 +95,7 @@ def test_putting_again_changes_nothing(place: Place) -> None:
 def test_what_is_not_there(blobs: BlobStore) -> None:
     digest = digest_of(b"nothing")
     assert not blobs.exists(digest) and blobs.digests() == set()
-    for call in (blobs.path, blobs.size):
+    for call in (blobs.path, blobs.size, blobs.examine):
         with pytest.raises(NotFound, match=f"there is no blob {digest}") as refused:
             call(digest)
         assert refused.value.param == "digest"

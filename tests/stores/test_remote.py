@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from patchbay.errors import NotFound, StoreUnavailable
+from patchbay.store import Hub, SqliteCatalog
+from patchbay.store.fsck import check_store
 from patchbay.store.staging import Staging
 from patchbay_server.stores.cache import BlobCache
 from patchbay_server.stores.remote import RemoteBlobs
@@ -185,3 +187,20 @@ def test_what_was_deleted_is_not_found(blobs: RemoteBlobs, shelf: Shelf) -> None
     blobs.delete(digest)
     with pytest.raises(NotFound, match="there is no blob"):
         blobs.path(digest)
+
+
+def test_what_is_damaged_there_is_seen_past_the_files_here(blobs: RemoteBlobs, shelf: Shelf, tmp_path: Path) -> None:
+    hub = Hub(SqliteCatalog(tmp_path / "catalog.db"), blobs, frozenset())
+    with hub.begin_upload(10) as upload:
+        upload.write(b"hello")
+        upload.finish()
+        record, _ = hub.commit(upload, "default", "math", "{}")
+    assert list(check_store(hub)) == [] and blobs.examine(record.digest) == (5, record.digest)
+    shelf.objects[record.digest] = b"hullo"
+    assert blobs.path(record.digest).read_bytes() == b"hello"
+    assert [problem.kind for problem in check_store(hub)] == ["damaged"]
+    shelf.objects[record.digest] = b"hell"
+    assert [problem.kind for problem in check_store(hub)] == ["size"]
+    del shelf.objects[record.digest]
+    assert [problem.kind for problem in check_store(hub)] == ["missing"]
+    hub.catalog.close()

@@ -18,6 +18,7 @@ from patchbay.errors import InvalidName, NotFound, StoreFull, StoreUnavailable
 if TYPE_CHECKING:
     from patchbay.store.audit import Audit
     from patchbay.store.keys import Keys
+    from patchbay.store.snapshot import Snapshots
     from patchbay.store.staging import Staging
     from patchbay.store.tenants import Tenants
     from patchbay.store.uploads import Uploads
@@ -113,6 +114,10 @@ class Catalog(Protocol):
     @property
     def uploads(self) -> Uploads:
         """What is on its way."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """All of it at once."""
 
     def add_version(
         self, tenant: str, name: str, digest: Digest, size: int, summary: str, activate: bool = True
@@ -222,6 +227,9 @@ class BlobStore(Protocol):
 
     def size(self, digest: Digest) -> int:
         """In bytes. Raises NotFound."""
+
+    def examine(self, digest: Digest) -> tuple[int, Digest]:
+        """Reads what is stored, and no copy of it: how many bytes, and their digest. Raises NotFound."""
 
     def exists(self, digest: Digest) -> bool: ...
 

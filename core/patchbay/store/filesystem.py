@@ -7,6 +7,7 @@ removed when the next process starts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -78,6 +79,12 @@ class FileBlobs:
         target = self.path(digest)
         with disk_errors(self._root):
             return target.stat().st_size
+
+    def examine(self, digest: Digest) -> tuple[int, Digest]:
+        target = self.path(digest)
+        with disk_errors(self._root), target.open("rb") as source:
+            found = hashlib.file_digest(source, "sha256")
+            return source.tell(), f"sha256:{found.hexdigest()}"
 
     def exists(self, digest: Digest) -> bool:
         target = self._location(digest)

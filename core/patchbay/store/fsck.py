@@ -1,11 +1,9 @@
-"""Whether every name of a store leads to its own bytes. Changes nothing. Knows no formats."""
+"""Whether every name of a store leads to its own bytes, where they are kept. Changes nothing. Knows no formats."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from patchbay.errors import NotFound
 from patchbay.store.base import DeltaRecord, Digest
@@ -41,7 +39,7 @@ def nameless(hub: Hub) -> set[Digest]:
 
 def _problems(hub: Hub, digest: Digest, records: list[DeltaRecord]) -> Iterator[Problem]:
     try:
-        size, found = _read(hub.open_blob(digest))
+        size, found = hub.blobs.examine(digest)
     except NotFound:
         # Deleted and collected since it was listed: then nothing names it now.
         if digest in hub.catalog.live_digests():
@@ -59,9 +57,3 @@ def _problems(hub: Hub, digest: Digest, records: list[DeltaRecord]) -> Iterator[
 
 def _name(record: DeltaRecord) -> str:
     return f"{record.tenant}/{record.name}@{record.version}"
-
-
-def _read(file: Path) -> tuple[int, Digest]:
-    with file.open("rb") as source:
-        digest = hashlib.file_digest(source, "sha256")
-        return source.tell(), f"sha256:{digest.hexdigest()}"

@@ -12,6 +12,7 @@ from patchbay.store.database import Database
 from patchbay.store.migrations import SCHEMA
 from patchbay.store.sqlite_audit import SqliteAudit
 from patchbay.store.sqlite_keys import SqliteKeys
+from patchbay.store.sqlite_snapshots import SqliteSnapshots
 from patchbay.store.sqlite_tenants import SqliteTenants, take_room
 
 _SELECT = """SELECT d.tenant, d.name, d.version, d.digest, d.size, d.created_at, d.summary, d.version IS n.current
@@ -30,6 +31,7 @@ class SqliteCatalog(Database):
         self.keys = SqliteKeys(self)
         self.tenants = SqliteTenants(self)
         self.audit = SqliteAudit(self)
+        self.snapshots = SqliteSnapshots(self)
         self.uploads = sqlite_uploads.SqliteUploads(self)
 
     def add_version(

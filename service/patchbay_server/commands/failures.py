@@ -51,6 +51,7 @@ _BAD_INPUT = (
     errors.InvalidKey,
     errors.QuotaExceeded,
     errors.DeltaInUse,
+    errors.ImportConflict,
     errors.CacheFull,
 )
 _WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchbay.errors import InputError
+from patchbay_server.commands import store_moving
 from patchbay_server.commands.options import BlobUrlOption, JobsDbOption, JsonOption, StoreOption, StoreUrlOption
 from patchbay_server.commands.output import open_console, print_json, progress, size_text
+from patchbay_server.commands.stores import open_hub
 
 if TYPE_CHECKING:
-    from patchbay.store import Hub
     from patchbay.store.fsck import Problem
-    from patchbay_server.jobs.base import JobQueue
 
-store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there.")
+store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there, move it.")
+store.command(name="export")(store_moving.export)
+store.command(name="import")(store_moving.import_)
 DAY_S = 86_400.0
 
 
@@ -39,7 +37,7 @@ def gc(
     from patchbay.store.presigned import Presigned
     from patchbay.store.resumable import Resumable
 
-    with _opened(store, store_url, blob_url, jobs_db) as (hub, queue), progress("collecting") as update:
+    with open_hub(store, store_url, blob_url, jobs_db) as (hub, queue), progress("collecting") as update:
         found = []
         for blob in collect(hub, grace, queue.digests, dry_run=dry_run):
             found.append(blob)
@@ -69,7 +67,7 @@ def fsck(
     """Read every blob that a delta names and compare it with its digest. Changes nothing; exit code 1 for a problem."""
     from patchbay.store.fsck import check_store, nameless
 
-    with _opened(store, store_url, blob_url, jobs_db) as (hub, _), progress("checking") as update:
+    with open_hub(store, store_url, blob_url, jobs_db) as (hub, _), progress("checking") as update:
         checked = len(hub.catalog.all_versions())
         problems = list(check_store(hub, lambda done, total: update(done, total, "blobs")))
         left_over = len(nameless(hub))
@@ -95,21 +93,3 @@ def _names(problem: Problem) -> dict[str, object]:
         "digest": record.digest,
         "size": record.size,
     }
-
-
-@contextmanager
-def _opened(
-    store: Path | None, store_url: str | None, blob_url: str | None, jobs_db: Path | None
-) -> Iterator[tuple[Hub, JobQueue]]:
-    """The store that a server with these options has. Raises InputError, and StoreUnavailable where there is none."""
-    from patchbay_server.commands.serve import make_settings
-    from patchbay_server.jobs.opened import open_queue
-    from patchbay_server.stores.opened import open_store
-
-    # The base is a server's: what the environment says of it must not matter here.
-    places = {"store": store, "store_url": store_url, "blob_url": blob_url, "jobs_db": jobs_db}
-    settings = make_settings({"base": "-", **places})
-    if not settings.store.is_dir():
-        raise InputError(f"there is no store at {settings.store}: name the servers' with --store", param="store")
-    with closing(open_store(settings)) as hub, closing(open_queue(settings)) as queue:
-        yield hub, queue

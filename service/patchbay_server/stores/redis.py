@@ -32,6 +32,7 @@ from patchbay.store.base import DeltaRecord, Digest, MergeRecord
 from patchbay_server.stores.connection import RedisServer
 from patchbay_server.stores.redis_audit import RedisAudit
 from patchbay_server.stores.redis_keys import RedisKeys
+from patchbay_server.stores.redis_snapshots import RedisSnapshots
 from patchbay_server.stores.redis_tenants import RedisTenants, check_quota
 from patchbay_server.stores.redis_uploads import RedisUploads
 from patchbay_server.stores.scripts import (
@@ -64,6 +65,7 @@ class RedisCatalog:
         self._prefix = f"{{{prefix}}}"
         self.keys = RedisKeys(self._server, self._key("keys"))
         self.audit = RedisAudit(self._server, self._key("audit"))
+        self.snapshots = RedisSnapshots(self._server, self._key, self._tenants)
         self.uploads = RedisUploads(self._server, lambda tenant: self._key("uploads", tenant), self._keys)
         self.tenants = RedisTenants(self._server, self._key("tenants"), self._count)
         script = self._client.register_script

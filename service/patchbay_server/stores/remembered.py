@@ -22,6 +22,7 @@ from patchbay.store.audit import Audit
 from patchbay.store.base import Catalog, DeltaRecord, Digest, MergeRecord, is_name
 from patchbay.store.keys import Keys
 from patchbay.store.refusals import no_merge
+from patchbay.store.snapshot import Snapshots
 from patchbay.store.tenants import Tenants
 from patchbay.store.uploads import Uploads
 
@@ -67,6 +68,7 @@ class RememberedCatalog:
         self.keys = cast(Keys, _Asked(catalog.keys, self._ask))
         self.tenants = cast(Tenants, _Asked(catalog.tenants, self._ask))
         self.audit = cast(Audit, _Asked(catalog.audit, self._ask))
+        self.snapshots = cast(Snapshots, _Asked(catalog.snapshots, self._ask))
         self.uploads = cast(Uploads, _Asked(catalog.uploads, self._ask))
 
     def get_delta(self, tenant: str, name: str, version: int | None = None) -> DeltaRecord:

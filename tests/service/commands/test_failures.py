@@ -9,7 +9,7 @@ from patchbay_server.commands.failures import ServerError, ServerUnreachable, ex
 
 FAILURES = {
     *("PatchInProgress", "ShuttingDown", "EngineFailed", "QueueFull", "DeadlineExceeded", "Cancelled"),
-    *("StoreFull", "StoreUnavailable", "VersionConflict"),
+    *("StoreFull", "StoreUnavailable", "UploadConflict", "VersionConflict"),
 }
 ROOTS = {"PatchbayError", "BackboneError", "StoreError"}  # never raised themselves
 CLASSES = [
