@@ -87,6 +87,9 @@ def test_what_ended_or_expired_keeps_no_room(catalog: Catalog) -> None:
             catalog.uploads.get(T, wanted)
     time.sleep(1.1)  # Redis counts in seconds
     assert catalog.tenants.usage(T) == Usage(0, 0)
+    catalog.tenants.set_limits(T, Limits(max_bytes=9))
+    with pytest.raises(QuotaExceeded):
+        catalog.add_blob(T, digest("b"), 10)
     assert catalog.uploads.begin(T, digest("b"), 7, 60).length == 7, "another length than one that has expired"
 
 

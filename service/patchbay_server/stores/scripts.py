@@ -38,6 +38,8 @@ end
 
 # What a tenant has stored, added up: it is asked for by uploads alone, and a sum that is kept could be wrong.
 _ROOM = """
+local function is_kept(begun) return begun.expires_at > tonumber(redis.call('TIME')[1]) end
+
 local function long(number) return string.format('%.0f', number) end
 
 local function used()
@@ -50,18 +52,24 @@ local function used()
     end
   end
   for _, blob in ipairs(redis.call('HVALS', blobs)) do bytes = bytes + cjson.decode(blob).size end
-  local now = tonumber(redis.call('TIME')[1])
   for _, begun in ipairs(redis.call('HVALS', uploads)) do
     begun = cjson.decode(begun)
-    if begun.expires_at > now then bytes = bytes + begun.length end
+    if is_kept(begun) then bytes = bytes + begun.length end
   end
   return bytes, count
 end
 
--- a size that is in a hash's entry, which this one takes the place of
-local function freed(key, digest, field)
-  local found = redis.call('HGET', key, digest)
-  return found and cjson.decode(found)[field] or 0
+-- bytes of a blob that a version takes the place of
+local function brought(digest)
+  local found = redis.call('HGET', blobs, digest)
+  return found and cjson.decode(found).size or 0
+end
+
+-- bytes of an upload that a blob takes the place of
+local function promised(digest)
+  local found = redis.call('HGET', uploads, digest)
+  local begun = found and cjson.decode(found)
+  return begun and is_kept(begun) and begun.length or 0
 end
 
 -- nil where there is room; else which limit, what is used of it, and the limit
@@ -96,7 +104,7 @@ if redis.call('HEXISTS', blobs, name) == 1 then
   redis.call('HDEL', uploads, name)
   return {'exists', '0', '0'}
 end
-local over = refusal(tonumber(ARGV[4]) - freed(uploads, name, 'length'), 0)
+local over = refusal(tonumber(ARGV[4]) - promised(name), 0)
 if over then return over end
 redis.call('HSET', blobs, name, ARGV[3])
 redis.call('HDEL', uploads, name)
@@ -118,7 +126,7 @@ for version, known in pairs(entry.live) do
     return {'exists', version, text(entry.current), record(version)}
   end
 end
-local over = refusal(tonumber(ARGV[6]) - freed(blobs, digest, 'size'), 1)
+local over = refusal(tonumber(ARGV[6]) - brought(digest), 1)
 if over then return {over[1], over[2], over[3], ''} end
 entry.last = entry.last + 1
 local version = text(entry.last)
