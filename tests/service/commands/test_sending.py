@@ -16,6 +16,7 @@ from tests.waiting import until
 
 from patchbay_server.commands import sending
 from patchbay_server.commands.client import Client
+from patchbay_server.commands.failures import ServerUnreachable
 from patchbay_server.commands.sending import hash_file, send_file
 
 __all__ = ["backbone", "serve"]
@@ -68,6 +69,22 @@ def test_an_answer_that_is_lost(cli: Cli, url: str, proxy: Proxy, delta: Path, s
         proxy.inject(Fault("reset", after=400, times=1))  # the answer to the first request has fewer bytes
         send_file(client, delta, digest, sent.append)
         assert proxy.hits == 1 and sent[-1] == delta.stat().st_size
+        assert client.number("HEAD", f"/v1/uploads/{digest}", "Upload-Offset") == delta.stat().st_size
+
+
+def test_after_a_break_it_goes_on_from_what_the_server_has(url: str, delta: Path) -> None:
+    broken: list[int] = []
+
+    def break_off(count: int) -> None:
+        if len(broken) < 3 and count > max(broken, default=0) + 5000:
+            broken.append(count)
+            time.sleep(0.05)  # it may take what was sent
+            raise ServerUnreachable("the line broke")
+
+    digest = hash_file(delta)
+    with Client(url) as client:
+        send_file(client, delta, digest, break_off)
+        assert broken
         assert client.number("HEAD", f"/v1/uploads/{digest}", "Upload-Offset") == delta.stat().st_size
 
 
