@@ -21,6 +21,7 @@ from tests.service.commands.conftest import Cli
 
 from patchbay.backbone import Backbone
 from patchbay_server.app import create_app
+from patchbay_server.connections import Connection
 from patchbay_server.jobs.sqlite import SqliteQueue
 from patchbay_server.server import open_engine, open_hub
 from patchbay_server.settings import Settings
@@ -35,7 +36,7 @@ def running(settings: Settings, backbone: Backbone, port: int = 0) -> Iterator[s
     hub = open_hub(settings, backbone.name)
     queue = SqliteQueue(settings.jobs_path)
     app = create_app(settings, open_engine(settings, backbone, hub), hub, queue)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", log_level="warning", access_log=False))
     with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
