@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The S3 server of the tests. A process of its own in an environment of its own: it needs an older python-dateutil.
 MOTO := $(VENV)/moto/bin/moto_server
 
-.PHONY: help venv test test-api test-long lint format demo test-redis bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg bench-overhead soak clean
+.PHONY: help venv test test-api test-long lint format demo test-redis test-ray bench-compression bench-claims bench-merging bench-plans bench-serving bench-codec bench-eeg bench-overhead bench-scaleout soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py core/patchbay/execute/ke
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,objects,otel,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,eeg,objects,otel,ray,test]'
 	touch $(STAMP)
 
 $(MOTO): | $(STAMP)
@@ -54,6 +54,9 @@ demo: venv  ## the product's main job on real digits, in demo-run/
 test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server and a real S3 server
 	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/jobs tests/crash tests/e2e/test_stores.py
 
+test-ray: venv  ## two replicas on a real Ray, one of them killed: two minutes
+	PATCHBAY_RAY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/e2e/test_replicas.py
+
 bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality_compression $(if $(TASKS),--tasks $(TASKS) --backbone $(BACKBONE)) \
 	  $(if $(QUICK),--quick)
@@ -77,6 +80,9 @@ bench-codec: venv  ## bits a parameter against the entropy bound and GB/s, for e
 
 bench-eeg: venv  ## DATA=DIR of one subject of PhysioNet's motor data: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.eeg --data $(DATA)
+
+bench-scaleout: venv  ## one and two replicas on this machine, and many in a simulation; draws benchmarks/scaleout.png
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaleout --plot benchmarks/scaleout.png
 
 bench-overhead: venv  ## milliseconds that keys, limits and the audit log add to a request, on SQLite and Redis
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overhead

@@ -37,7 +37,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        about = About(_request_id(Headers(scope=scope)))
+        about = About(request_id(Headers(scope=scope)))
         token = current.set(about)
         started, status = time.perf_counter(), 0
 
@@ -67,6 +67,7 @@ class Access:
         logger.log(level, "request", extra={FIELDS: fields})
 
 
-def _request_id(headers: Headers) -> str:
+def request_id(headers: Headers) -> str:
+    """The one that the request came with, or a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if _ID.fullmatch(given) else uuid.uuid4().hex

@@ -76,7 +76,7 @@ def configured(log_format: str | None, level: str) -> Iterator[None]:
 
 def adopt_libraries() -> None:
     """Those that write to stderr by themselves do it as everybody does; to be called again where they come later."""
-    for name in ("transformers", "huggingface_hub"):
+    for name in ("transformers", "huggingface_hub", "ray", "ray.serve"):
         library = logging.getLogger(name)
         library.handlers, library.propagate = [], True
 

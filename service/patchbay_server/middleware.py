@@ -31,7 +31,7 @@ class BodyLimit:
     max_recording_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_upload(scope["method"], scope["path"]):
+        if scope["type"] != "http" or is_upload(scope["method"], scope["path"]):
             await self.app(scope, receive, send)
             return
         most = self.max_recording_bytes if scope["path"].startswith(RECORDINGS) else self.max_bytes
@@ -54,6 +54,7 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
 
-def _is_upload(method: str, path: str) -> bool:
+def is_upload(method: str, path: str) -> bool:
+    """Whether the body is a file, which may be larger than memory."""
     is_blob = (method == "PUT" and path.startswith(BLOBS)) or (method == "PATCH" and path.startswith(PARTS))
     return is_blob or (method, path.rstrip("/")) == UPLOAD

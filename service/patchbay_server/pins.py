@@ -9,7 +9,7 @@ from patchbay.engine.engine import Engine
 from patchbay.errors import NotFound
 from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
 from patchbay.store.hub import Hub
-from patchbay_server.residents import resident
+from patchbay_server.residents import digest_of, resident, tenant_of
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -40,3 +40,11 @@ def forget(engine: Engine, hub: Hub, tenant: str, deleted: Iterable[DeltaRecord]
     for record in deleted:
         if not hub.catalog.find_digest(tenant, record.digest):
             engine.recipes.unpin(resident(tenant, record.digest))
+
+
+def unpin_deleted(engine: Engine, hub: Hub) -> None:
+    """The same for what was deleted elsewhere, on the same store."""
+    deltas = engine.recipes.deltas
+    for name in deltas.keys:
+        if deltas.is_pinned(name) and not hub.catalog.find_digest(tenant_of(name), digest_of(name)):
+            deltas.unpin(name)

@@ -16,3 +16,7 @@ def resident(tenant: str, digest: Digest) -> str:
 
 def digest_of(resident: str) -> Digest:
     return resident.partition("@")[0]
+
+
+def tenant_of(resident: str) -> str:
+    return resident.partition("@")[2]

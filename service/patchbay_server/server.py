@@ -1,33 +1,26 @@
-"""One process: load the base, open the stores, listen."""
+"""One process: load the base, open the stores, listen. With several replicas, one process that starts the others."""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from threading import Event
-from types import FrameType
-
-import uvicorn
 
 from patchbay.backbone import Backbone
 from patchbay.delta import Delta, read_delta
 from patchbay.engine.engine import Budgets, Engine
 from patchbay.engine.scheduler import Limits
-from patchbay.errors import DeltaError, InputError, InvalidName, NotFound, PatchbayError, StoreUnavailable, WrongBase
+from patchbay.errors import DeltaError, InputError, InvalidName, NotFound, StoreUnavailable, WrongBase
 from patchbay.merge import METHODS
 from patchbay.store.base import DEFAULT_TENANT, DeltaRecord
 from patchbay.store.hub import Hub, tenants_of
 from patchbay_server import logs
 from patchbay_server.app import create_app
-from patchbay_server.connections import Connection
-from patchbay_server.jobs.base import JobQueue
 from patchbay_server.jobs.opened import open_queue
-from patchbay_server.jobs.supervisor import Workers
+from patchbay_server.jobs.supervisor import working
+from patchbay_server.listen import Server, bind, listen
 from patchbay_server.pins import preload
 from patchbay_server.residents import digest_of
 from patchbay_server.resolve import BASE
@@ -37,14 +30,6 @@ from patchbay_server.stores.urls import open_catalog
 from patchbay_server.traces import tracing
 
 logger = logging.getLogger("patchbay_server")
-DRAIN_S = 15  # seconds that requests under way are given to end
-END_S = 5  # and that they then have to say that they were ended
-
-
-class CannotListen(PatchbayError):
-    """The host and port cannot be bound: taken, forbidden, or not this machine's."""
-
-    code = "cannot_listen"
 
 
 def open_hub(settings: Settings, base_name: str) -> Hub:
@@ -115,6 +100,20 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
     return Engine(backbone, load, budgets=budgets, limits=limits, check_every=settings.check_seconds)
 
 
+@contextmanager
+def loaded(settings: Settings) -> Iterator[tuple[Engine, Hub]]:
+    """The base in memory and the store, ready to answer. Raises BackboneError, WrongBase, StoreUnavailable, and
+    NotFound for a delta to preload.
+    """
+    backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
+    with closing(open_hub(settings, backbone.name)) as hub:
+        for name in check_store(hub, backbone):
+            logger.warning("the bytes of %r are not in the blob store: upload it again", name)
+        with closing(open_engine(settings, backbone, hub)) as engine:
+            preload(engine, hub, settings.preloaded)
+            yield engine, hub
+
+
 def serve(settings: Settings) -> None:
     """Blocks until SIGINT or SIGTERM. Raises InputError, BackboneError, CannotListen, WrongBase, StoreUnavailable, or
     NotFound for a delta to preload, before it listens.
@@ -122,102 +121,29 @@ def serve(settings: Settings) -> None:
     check_closed(settings)
     with (
         logs.configured(settings.log_format, settings.log_level),
-        _bind(settings) as listener,
+        bind(settings.host, settings.port) as listener,
     ):  # before the base is loaded, which can take minutes
-        backbone = Backbone.load(settings.base, task=settings.task, dtype=settings.dtype, device=settings.device)
-        hub = open_hub(settings, backbone.name)
-        try:
-            for name in check_store(hub, backbone):
-                logger.warning("the bytes of %r are not in the blob store: upload it again", name)
-            with closing(open_engine(settings, backbone, hub)) as engine:
-                preload(engine, hub, settings.preloaded)
-                _answer(settings, engine, hub, listener)
-        finally:
-            hub.close()
+        if settings.replicas > 1:
+            _serve_replicas(settings, listener)
+            return
+        with loaded(settings) as (engine, hub):
+            _answer(settings, engine, hub, listener)
 
 
 def _answer(settings: Settings, engine: Engine, hub: Hub, listener: socket.socket) -> None:
-    with closing(open_queue(settings)) as queue, _working(settings, queue), tracing() as traces:
+    with closing(open_queue(settings)) as queue, working(settings, queue), tracing() as traces:
         app = create_app(settings, engine, hub, queue, traces)
-        config = uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=END_S,
-        )
-        _listen(_Server(config, engine, app.state.stopping), listener)
+        stopping = app.state.stopping  # streams of events, which end no other way
+        listen(Server(app, (engine.drain, stopping.set), engine.stop), listener, _about(engine.backbone))
 
 
-@contextmanager
-def _working(settings: Settings, queue: JobQueue) -> Iterator[None]:
-    workers = Workers(settings, queue)
-    workers.start()
+def _about(backbone: Backbone) -> str:
+    return f"{backbone.name} ({backbone.task.value})"
+
+
+def _serve_replicas(settings: Settings, listener: socket.socket) -> None:
     try:
-        yield
-    finally:
-        workers.stop()
-
-
-class _Server(uvicorn.Server):
-    """Told to end, it goes on listening, so that probes hear that it is not ready, until no request is under way or
-    `DRAIN_S` are over. Told again, it does not wait.
-    """
-
-    def __init__(self, config: uvicorn.Config, engine: Engine, stopping: Event) -> None:
-        super().__init__(config)
-        self.engine, self.stopping = engine, stopping
-        self._told = False
-        self._deadline: float | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._told:
-            super().handle_exit(sig, frame)
-        self._told = True  # and no more: this may interrupt anything, whatever locks it holds
-
-    async def on_tick(self, counter: int) -> bool:
-        if self._told:
-            self._drain()
-        return await super().on_tick(counter)
-
-    def _drain(self) -> None:
-        if self._deadline is None:
-            self._deadline = time.monotonic() + DRAIN_S
-            self.engine.drain()
-            self.stopping.set()  # streams of events, which end no other way
-        if self.should_exit or not self.server_state.tasks or time.monotonic() > self._deadline:
-            self.engine.stop()
-            self.should_exit = True
-
-
-def _listen(server: _Server, listener: socket.socket) -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    # For the moments before and after uvicorn's own handlers: it raises the signal that stopped it once more when it
-    # has shut down, and the default handlers would kill the process before it has tidied up.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    backbone = server.engine.backbone
-    listener.listen()  # before it is announced: who connects at once waits for uvicorn instead of being refused
-    host, port = listener.getsockname()[:2]
-    logger.info("patchbay serves %s (%s) on http://%s:%s", backbone.name, backbone.task.value, host, port)
-    server.run(sockets=[listener])
-
-
-def _bind(settings: Settings) -> socket.socket:
-    """Bound before the base is loaded: a taken port is said at once, and `--port 0` can be announced."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise CannotListen(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port",
-            param="port",
-        ) from error
-    return listener
+        from patchbay_server.replicas.local import serve_replicas  # noqa: PLC0415 - comes with an extra
+    except ModuleNotFoundError as error:
+        raise InputError("--replicas needs Ray: pip install 'patchbay[ray]'", param="replicas") from error
+    serve_replicas(settings, listener)

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     max_body_bytes: Bytes = Field(default=32 << 20, gt=0, description="Cap of every JSON body.")
     max_recording_bytes: Bytes = Field(default=64 << 20, gt=0, description="Cap of a body of /v1/eeg.")
     max_blob_bytes: Bytes = Field(default=64 << 30, gt=0, description="Cap of one blob.")
+    replicas: int = Field(default=1, ge=1, le=64, description="Processes that each hold the base; over 1 with Ray.")
     workers: int = Field(default=1, ge=0, le=64, description="Processes for compression jobs; 0 leaves them to others.")
     jobs_db: Path | None = Field(
         default=None, description="The queue of jobs; in Redis with the catalog, else jobs.db in the store, by default."

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Protocol
 
-from tests.service.serving import Served
+from patchbay.backbone import Backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,13 @@ class Gate:
         assert self.opened.wait(60)
 
 
+class HasBackbone(Protocol):
+    @property
+    def backbone(self) -> Backbone: ...
+
+
 @contextmanager
-def before_pass(served: Served, function: Callable[[], None]) -> Iterator[None]:
+def before_pass(served: HasBackbone, function: Callable[[], None]) -> Iterator[None]:
     """Called in the engine's thread before every forward pass."""
     model = served.backbone.model
     encoder = getattr(model, model.base_model_prefix)
@@ -35,7 +41,7 @@ def before_pass(served: Served, function: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def held(served: Served) -> Iterator[Gate]:
+def held(served: HasBackbone) -> Iterator[Gate]:
     gate = Gate()
     with before_pass(served, gate.wait):
         try:

@@ -13,19 +13,18 @@ from threading import Thread
 
 import httpx2
 import pytest
-import uvicorn
 from tests.service.held import Gate, before_pass, held
 from tests.service.serving import Served, assert_error, ok
 from tests.waiting import until
 
-from patchbay_server.server import _bind, _Server
+from patchbay_server.listen import Server, bind
 
 BODY = {"model": "math", "prompt": "the cat", "max_tokens": 4, "temperature": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    server: _Server
+    server: Server
     thread: Thread
     client: httpx2.Client
 
@@ -43,10 +42,9 @@ class Running:
 @contextmanager
 def running(served: Served) -> Iterator[Running]:
     """The server itself in a thread, where only signals have to be told to it."""
-    listener = _bind(served.app.state.settings.model_copy(update={"port": 0}))
+    listener = bind("127.0.0.1", 0)
     host, port = listener.getsockname()
-    config = uvicorn.Config(served.app, log_level="warning", timeout_graceful_shutdown=5)
-    server = _Server(config, served.engine, served.app.state.stopping)
+    server = Server(served.app, (served.engine.drain, served.app.state.stopping.set), served.engine.stop)
     thread = Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     until(lambda: server.started)
@@ -81,7 +79,7 @@ def test_what_is_under_way_finishes_and_nothing_new_begins(llama: Served) -> Non
 
 
 def test_what_takes_too_long_is_told_why_it_ends(llama: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchbay_server.server.DRAIN_S", 0.2)
+    monkeypatch.setattr("patchbay_server.listen.DRAIN_S", 0.2)
     with running(llama) as server, ThreadPoolExecutor(1) as pool, held(llama) as gate:
         asked = pool.submit(server.complete)
         assert gate.entered.wait(60)
@@ -126,7 +124,7 @@ def test_a_closed_engine_answers_nobody(llama: Served) -> None:
 
 
 def test_a_stream_that_takes_too_long_ends_with_the_error(llama: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchbay_server.server.DRAIN_S", 0.2)
+    monkeypatch.setattr("patchbay_server.listen.DRAIN_S", 0.2)
     gate, passes = Gate(), itertools.count()
     body = {**BODY, "max_tokens": 40, "stream": True, "ignore_eos": True}
     with running(llama) as server, before_pass(llama, lambda: gate.wait() if next(passes) else None):

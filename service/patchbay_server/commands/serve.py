@@ -58,6 +58,16 @@ def serve(
             help="Where bytes are kept: file:///..., s3://..., gs://..., az://... or redis://...",
         ),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PATCHBAY_REPLICAS",
+            show_default="1",
+            min=1,
+            max=64,
+            help="Processes that each hold the base; more than one needs the extra 'ray'.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -96,7 +106,12 @@ def serve(
     """
     names = {"base": base, "task": task, "dtype": dtype, "device": device, "host": host, "port": port}
     places = {"store": store, "store_url": store_url, "blob_url": blob_url, "workers": workers, "jobs_db": jobs_db}
-    memory = {"kv_bytes": kv_bytes, "delta_cache_bytes": delta_cache_bytes, "max_running": max_running}
+    memory = {
+        "replicas": replicas,
+        "kv_bytes": kv_bytes,
+        "delta_cache_bytes": delta_cache_bytes,
+        "max_running": max_running,
+    }
     settings = make_settings({**names, **places, **memory, "preload": ",".join(preload or ()) or None})
     started = time.monotonic()
     _run(settings)

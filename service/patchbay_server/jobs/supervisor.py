@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from patchbay.errors import PatchbayError
 from patchbay_server.jobs.base import JobQueue
@@ -97,6 +98,17 @@ class Workers:
                 self._queue.expire(owner)
         except PatchbayError as error:
             logger.error("%s", error.message)  # the lease runs out by itself
+
+
+@contextmanager
+def working(settings: Settings, queue: JobQueue) -> Iterator[None]:
+    """Workers for as long as it lasts."""
+    workers = Workers(settings, queue)
+    workers.start()
+    try:
+        yield
+    finally:
+        workers.stop()
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Several engines behind one address: which of them answers what. Only `fleet` and `router` import Ray."""
