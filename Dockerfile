@@ -4,6 +4,8 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# With objects,ray it is also the image of deploy/kubernetes/rayservice.yaml.
+ARG EXTRAS=objects
 WORKDIR /src
 # Compiles the products of deltas; the image that runs has no compiler.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
@@ -14,13 +16,17 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --index-url ${TORCH_I
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY core ./core
 COPY service ./service
-RUN --mount=type=cache,target=/root/.cache/pip pip install ".[objects]"
+RUN --mount=type=cache,target=/root/.cache/pip pip install ".[${EXTRAS}]"
 
 FROM python:${PYTHON}-slim
+# wget is what KubeRay's probes call.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 patchbay \
     && install -d -o patchbay -g patchbay /data /models
 COPY --from=build /opt/patchbay /opt/patchbay
+COPY deploy/ray_serve.py /opt/patchbay/deploy/
 ENV PATH=/opt/patchbay/bin:$PATH \
+    PYTHONPATH=/opt/patchbay/deploy \
     PATCHBAY_HOST=0.0.0.0 \
     PATCHBAY_STORE=/data \
     HF_HOME=/models

@@ -6,6 +6,7 @@ Knows nothing of how requests reach a front, nor of what is in them.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -34,15 +35,16 @@ STOP_S = 20.0
 
 
 def replica_deployment(
-    settings: Settings, host: str | None = None, log: str | None = None, **options: Any
+    most_requests: int, settings: Settings | None, host: str | None, log: str | None, **options: Any
 ) -> serve.Application:
-    """Each listens on `host`, by default its node's own address, and logs to the socket `log`, by default to its own
-    stderr. `options` are Serve's, of how many there are and what each takes.
+    """Each takes so many requests at a time, has these settings or else those of its environment, listens on `host` or
+    else its node's own address, and logs to the socket `log` or else its own stderr. `options` are Serve's, of how many
+    there are and what each takes.
     """
     routing = {"request_router_class": AffinityRouter, "request_routing_stats_period_s": TOLD_EVERY_S}
     deploy = serve.deployment(
         name=REPLICA,
-        max_ongoing_requests=settings.max_running + settings.max_waiting,  # beyond which an engine refuses
+        max_ongoing_requests=most_requests,
         request_router_config=RequestRouterConfig.model_validate(routing),
         health_check_period_s=LOOK_EVERY_S,
         health_check_timeout_s=LOOK_S,
@@ -55,8 +57,9 @@ def replica_deployment(
 class _Deployed(Replica):
     """Ends with its process."""
 
-    def __init__(self, settings: Settings, host: str | None, log: str | None) -> None:
+    def __init__(self, settings: Settings | None, host: str | None, log: str | None) -> None:
         silence_libraries()
+        settings = settings or Settings(base=os.environ["PATCHBAY_BASE"])
         if log is not None:
             sys.stderr = LogSocket(log)
         self._logs = ExitStack()

@@ -40,7 +40,7 @@ from patchbay_server.replicas.relay import LOST, Lost, Outgoing, new_client, pas
 from patchbay_server.settings import Settings
 
 CHOOSE_S = 30.0  # that a request waits for a replica: one that is started again loads its base first
-PROBE_S = 2.0
+PROBE_S = 2.5  # a replica waits two seconds for the catalog
 PAUSE_S = 0.1
 TRIES = 50  # while nobody listens where a replica was said to be
 REPEATED = 1  # times that what a replica may have read is sent to another: a request that kills one must not kill all
@@ -143,7 +143,7 @@ class Front:
         with anyio.move_on_after(PROBE_S):
             await self._pass_on(Outgoing(scope["method"], "/readyz", [], b""), Wanted(), True, send)
             return
-        raise EngineFailed(f"no replica answers within {PROBE_S:.0f} seconds")
+        raise EngineFailed(f"no replica answers within {PROBE_S} seconds")
 
     async def _gathered(self, scope: Scope) -> Response:
         caller: Caller = scope["state"]["caller"]

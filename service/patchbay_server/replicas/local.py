@@ -77,6 +77,7 @@ def _replicas(settings: Settings, log: str) -> Iterator[RayFleet]:
     """Raises EngineFailed, which says why they could not be started."""
     threads = max(1, (os.cpu_count() or 1) // settings.replicas)
     app = replica_deployment(
+        settings.max_running + settings.max_waiting,  # an engine refuses what is more
         settings,
         LOOPBACK,
         log,

@@ -14,14 +14,16 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
+END_S = 1.0
 MAX_LINE = 1 << 17  # bytes; what is longer is cut
 
 
 class LogSocket(io.TextIOBase):
-    """A stream whose every `write` is sent as one. Raises OSError where nobody listens."""
+    """A stream whose every `write` is sent as one. Raises OSError where nobody listens, or too slowly for `timeout`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, timeout: float | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(timeout)
         self._socket.connect(path)
 
     def write(self, text: str) -> int:
@@ -42,8 +44,9 @@ def listened() -> Iterator[str]:
         try:
             yield f"{folder}/log"
         finally:
-            LogSocket(f"{folder}/log").write("")  # the end: closing would not wake who waits
-            thread.join()
+            with suppress(OSError):  # nobody reads stderr, and all that can wait does
+                LogSocket(f"{folder}/log", END_S).write("")  # the end: closing would not wake who waits
+            thread.join(END_S)
 
 
 def _bound(path: str) -> socket.socket:

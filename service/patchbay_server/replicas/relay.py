@@ -21,8 +21,10 @@ STREAM = "text/event-stream"
 CONNECT_S = 5.0
 IDLE_S = 60.0  # less than `replica.KEEP_ALIVE_S`: whoever asks closes first
 LOST = "the replica that was answering is gone"
-# Of one connection, not of what is sent over it (RFC 9110, section 7.6.1).
-_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
+# Of one connection, not of what is sent over it (RFC 9110, section 7.6.1). What is expected was given already.
+_HOP = frozenset(
+    {"connection", "expect", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 logger = logging.getLogger("patchbay_server")
 
 
