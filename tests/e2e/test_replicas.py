@@ -105,13 +105,12 @@ def cluster(llama: Path, tmp_path: Path) -> Iterator[httpx2.Client]:
         port = free.getsockname()[1]
     settings = {"PATCHBAY_BASE": str(llama), "PATCHBAY_STORE": str(tmp_path / "store"), "PATCHBAY_API_KEY": KEY}
     with ended(start(str(Path(__file__).with_name("on_ray.py")), str(port), **settings)) as process:
-        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.communicate()[1]
         url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {KEY}"}
         with httpx2.Client(base_url=url, headers=headers, timeout=120) as client:
             yield client
-        process.stdin.close()
-        process.wait(120)
+        process.communicate(timeout=120)
 
 
 def test_the_same_behind_serves_own_proxy(cluster: httpx2.Client, files: dict[str, bytes]) -> None:
