@@ -54,7 +54,7 @@ demo: venv  ## the product's main job on real digits, in demo-run/
 test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server and a real S3 server
 	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/jobs tests/crash tests/e2e/test_stores.py
 
-test-ray: venv  ## two replicas on a real Ray, one of them killed: two minutes
+test-ray: venv  ## two replicas on a real Ray, one of them killed: some minutes
 	PATCHBAY_RAY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/e2e/test_replicas.py
 
 bench-compression: venv  ## which method keeps the most at equal bytes; TASKS=dir BACKBONE=folder add text, QUICK=1 is short
