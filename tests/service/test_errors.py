@@ -33,7 +33,7 @@ def test_unknown_routes(vit: Served, path: str) -> None:
         ("OPTIONS", "/v1/classify", "POST"),
         ("GET", "/v1/classify", "POST"),
         ("PATCH", "/v1/deltas", "GET, POST"),
-        ("POST", "/v1/deltas/math", "DELETE, GET"),
+        ("POST", "/v1/deltas/math", "DELETE, GET, PUT"),
         ("POST", "/v1/blobs/nothing", "HEAD, PUT"),
         ("DELETE", "/v1/deltas/math/current", "PUT"),
         ("POST", "/healthz", "GET"),

@@ -93,7 +93,7 @@ async def upload_delta(
         201: {"description": "A new version.", "model": Delta, "links": LINKS},
     },
 )
-@needs(Scope.WRITE, 404, 409, 413, 415, 422, 507)
+@needs(Scope.WRITE, 400, 404, 409, 413, 415, 422, 507)
 async def publish_blob(
     name: str,
     body: PublishRequest,

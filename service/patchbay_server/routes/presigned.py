@@ -37,7 +37,7 @@ DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
         201: {"model": Presigned, "links": LINKS},
     },
 )
-@needs(Scope.WRITE, 409, 413, 415, 422, 507)
+@needs(Scope.WRITE, 400, 409, 413, 415, 422, 507)
 def presign(
     body: PresignRequest, request: Request, response: Response, hub: HubDep, settings: SettingsDep, tenant: TenantDep
 ) -> dict[str, Any]:

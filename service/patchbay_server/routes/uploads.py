@@ -59,9 +59,8 @@ async def _speaks(request: Request) -> None:
 router = APIRouter(prefix="/v1/uploads", tags=["blobs"], route_class=TusRoute, dependencies=[Depends(_speaks)])
 DigestPath = Annotated[str, Path(pattern=DIGEST)]
 NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**MAX_DIGITS - 1}
-SPEAKS = header("Tus-Resumable", {"type": "string", "enum": [TUS]}, required=False)
-BEGINS = [SPEAKS, header("Upload-Length", NUMBER), header("Upload-Metadata", {"type": "string"})]
-CONTINUES = [SPEAKS, header("Upload-Offset", NUMBER)]
+BEGINS = [header("Upload-Length", NUMBER), header("Upload-Metadata", {"type": "string"})]
+CONTINUES = [header("Upload-Offset", NUMBER)]
 
 
 @router.post("", status_code=201, response_class=Response, openapi_extra={"parameters": BEGINS})
@@ -82,7 +81,7 @@ async def begin(request: Request, hub: HubDep, settings: SettingsDep, tenant: Te
     return Response(status_code=201, headers=_headers(state) | {"Location": f"{router.prefix}/{digest}"})
 
 
-@router.head("/{digest}", response_class=Response, openapi_extra={"parameters": [SPEAKS]})
+@router.head("/{digest}", response_class=Response)
 @needs(Scope.WRITE, 404, 412, 422)
 def state_of(digest: DigestPath, hub: HubDep, tenant: TenantDep) -> Response:
     """`Upload-Offset`: where to go on."""
@@ -119,7 +118,7 @@ async def append(digest: DigestPath, request: Request, hub: HubDep, metrics: Met
     return Response(status_code=204, headers=_headers(state))
 
 
-@router.delete("/{digest}", status_code=204, openapi_extra={"parameters": [SPEAKS]})
+@router.delete("/{digest}", status_code=204)
 @needs(Scope.WRITE, 404, 409, 412, 422)
 def drop(digest: DigestPath, hub: HubDep, tenant: TenantDep) -> Response:
     """Ends an upload that is not whole; nothing of it is kept."""
