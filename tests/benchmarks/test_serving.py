@@ -42,6 +42,7 @@ def short(systems: Sequence[str]) -> Work:
     return replace(SHORT, asks=(*asks[:-1], replace(asks[-1], at=0.05)), systems=tuple(systems))
 
 
+@long
 def test_every_system_answers(model: Drawn) -> None:
     """Those with the same deltas give the same tokens: else `measure` raises."""
     work = short(SHORT.systems)

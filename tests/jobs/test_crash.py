@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.jobs.killing import Forker, Outcome, forking_workers, search_spec
-from tests.long import LONG
+from tests.long import LONG, long
 from tests.waiting import until
 
 from patchbay.store import Hub
@@ -19,7 +19,7 @@ from patchbay_server.jobs.opened import open_queue
 from patchbay_server.settings import Settings
 from patchbay_server.stores.opened import open_store
 
-KILLS = 11 if LONG else 5
+KILLS = 11
 BOUNDS = {"target_size": {"target_size": 15_000}, "target_kl": {"target_kl": 0.00003}}
 FEW = {"target_size": 15_000, "evaluations": 24}
 SHORT_LEASE_S = 2.0
@@ -89,7 +89,8 @@ def run(forker: Forker, store: Path, make_spec: Callable[[Hub], Json], kills: in
         return outcome(queue, hub, job)
 
 
-@pytest.mark.parametrize("bound", BOUNDS if LONG else ["target_size"])
+@long
+@pytest.mark.parametrize("bound", BOUNDS)
 def test_killed_again_and_again_it_ends_in_identical_weights(
     forker: Forker, base: Path, tuned: Path, tmp_path: Path, bound: str
 ) -> None:
