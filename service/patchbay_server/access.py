@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from patchbay_server.openapi import KEY, refusals
 _NEEDS = "patchbay_needs"
 _OF_ALL = (401, 403, 429, 503)  # no key, not this scope, a limit, no catalog
 METHODS: dict[str, set[str]] = {}
-"""Of every path, by its shape: each is a route of its own, which knows nothing of the others."""
+"""Of every path, as a template: each is a route of its own, which knows nothing of the others."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -42,11 +41,6 @@ def needs(scope: Scope | None, *refused: int) -> Callable[[Endpoint], Endpoint]:
     return mark
 
 
-def shape_of(template: str) -> str:
-    """Of a path, whatever its parameters are called."""
-    return re.sub(r"\{[^}]*\}", "{}", template)
-
-
 class ScopedRoute(APIRoute):
     """A route that asks for its scope before a byte of the body is read. Without `needs` it cannot be made."""
 
@@ -59,7 +53,7 @@ class ScopedRoute(APIRoute):
             options["openapi_extra"] = {"security": KEY, **(options.get("openapi_extra") or {})}
         options["responses"] = {**refusals(refused), **(options.get("responses") or {})}
         super().__init__(path, endpoint, **options)
-        METHODS.setdefault(shape_of(self.path_format), set()).update(self.methods or ())
+        METHODS.setdefault(self.path_format, set()).update(self.methods or ())
 
     async def handle(self, scope: Connection, receive: Receive, send: Send) -> None:
         if self.scope is not None:

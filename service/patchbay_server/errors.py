@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from patchbay import errors
-from patchbay_server.access import METHODS, Forbidden, shape_of
+from patchbay_server.access import METHODS, Forbidden
 from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
 from patchbay_server.limits import LimitReached
@@ -211,7 +211,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 def _other_methods(request: Request, error: HTTPException) -> tuple[str, Mapping[str, str] | None]:
     """Each method of a path is a route of its own: the one that refused knows only its own."""
     template = getattr(request.scope.get("route"), "path_format", "")
-    methods = ", ".join(sorted(METHODS.get(shape_of(template), ())))
+    methods = ", ".join(sorted(METHODS.get(template, ())))
     headers = {"Allow": methods} if methods else error.headers
     return f"{request.method} is not for this path: send {(headers or {}).get('Allow')}", headers
 

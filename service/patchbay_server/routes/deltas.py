@@ -87,7 +87,7 @@ async def upload_delta(
 
 
 @router.put(
-    "/{name}",
+    "/{delta}",
     responses={
         200: {"description": "These bytes are already a version of this name.", "model": Delta, "links": LINKS},
         201: {"description": "A new version.", "model": Delta, "links": LINKS},
@@ -95,7 +95,7 @@ async def upload_delta(
 )
 @needs(Scope.WRITE, 400, 404, 409, 413, 415, 422, 507)
 async def publish_blob(
-    name: str,
+    delta: str,
     body: PublishRequest,
     response: Response,
     engine: EngineDep,
@@ -107,10 +107,10 @@ async def publish_blob(
     """Makes a delta of bytes that the tenant has brought as a blob, or has as a delta of another name."""
 
     def publish() -> tuple[DeltaRecord, bool]:
-        blob = hub.blob_for(tenant, name, body.blob)
+        blob = hub.blob_for(tenant, delta, body.blob)
         size = hub.blobs.size(body.blob)
         _check_size(size, settings.max_upload_bytes)
-        return hub.publish(tenant, name, body.blob, _check(engine, blob, size), body.activate)
+        return hub.publish(tenant, delta, body.blob, _check(engine, blob, size), body.activate)
 
     record, created = await anyio.to_thread.run_sync(publish, limiter=_checks)
     metrics.upload_bytes.inc(record.size if created else 0)
