@@ -27,20 +27,16 @@ _MEMBER = re.compile(r"sha-256=:([^:]*):")
 
 async def pieces(request: Request) -> AsyncIterator[bytes]:
     """The body. Raises ClientDisconnect after what came, for a sender that fell silent, too (`connections.py`)."""
-    stream, piece = request.stream(), bytearray()
+    piece = bytearray()
     lost: ClientDisconnect | None = None
-    while True:
-        try:
-            chunk = await anext(stream)
-        except StopAsyncIteration:
-            break
-        except ClientDisconnect as error:
-            lost = error
-            break
-        piece += chunk
-        if len(piece) >= PIECE:
-            yield bytes(piece)
-            piece.clear()
+    try:
+        async for chunk in request.stream():
+            piece += chunk
+            if len(piece) >= PIECE:
+                yield bytes(piece)
+                piece.clear()
+    except ClientDisconnect as error:
+        lost = error
     yield bytes(piece)
     if lost is not None:
         raise lost

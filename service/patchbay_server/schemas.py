@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,7 +21,9 @@ MAX_TEXT = 1 << 22
 # The bound also makes pydantic look at every character: half a surrogate pair is refused here, not by a tokenizer.
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 ModelName = Annotated[str, Field(min_length=1, max_length=2000)]
-BlobDigest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 hex digits.")]
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+DigestPath = Annotated[str, Path(pattern=DIGEST)]
+BlobDigest = Annotated[str, Field(pattern=DIGEST, description="sha256: and 64 hex digits.")]
 HeadName = Annotated[str, Field(min_length=1, max_length=100)]
 Number = Annotated[FiniteFloat, Field(strict=True)]  # neither a text that looks like one nor true
 

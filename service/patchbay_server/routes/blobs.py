@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -19,10 +19,10 @@ from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch
 from patchbay_server.openapi import link, octets
 from patchbay_server.receiving import check_content, content_digest, content_length, receive, writes
+from patchbay_server.schemas import DigestPath
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], route_class=ScopedRoute)
 LINKS = {"head": link("head", "/v1/blobs/{digest}", digest="$response.body#/digest")}
-DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 @router.put(

@@ -5,10 +5,10 @@ Knows no object store and no formats.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from patchbay.store.keys import Scope
@@ -22,11 +22,10 @@ from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch
 from patchbay_server.openapi import link
 from patchbay_server.receiving import writes
-from patchbay_server.schemas import PresignRequest
+from patchbay_server.schemas import DigestPath, PresignRequest
 
 router = APIRouter(prefix="/v1", tags=["blobs"], route_class=JsonRoute)
 LINKS = {"finish": link("post", "/v1/uploads/{digest}/finish", digest="$response.body#/blob")}
-DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 @router.post(

@@ -9,11 +9,10 @@ import base64
 import binascii
 import hashlib
 from email.utils import formatdate
-from typing import Annotated
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Send
@@ -31,10 +30,10 @@ from patchbay_server.deps import HubDep, MetricsDep, SettingsDep, TenantDep
 from patchbay_server.errors import DigestMismatch, WrongOffset
 from patchbay_server.openapi import header, octets
 from patchbay_server.receiving import check_content, content_digest, content_length, receive, writes
+from patchbay_server.schemas import DigestPath
 
 TUS = "1.0.0"
 PART = "application/offset+octet-stream"
-DIGEST = r"^sha256:[0-9a-f]{64}$"
 MAX_DIGITS = 18
 
 
@@ -57,7 +56,6 @@ async def _speaks(request: Request) -> None:
 
 
 router = APIRouter(prefix="/v1/uploads", tags=["blobs"], route_class=TusRoute, dependencies=[Depends(_speaks)])
-DigestPath = Annotated[str, Path(pattern=DIGEST)]
 NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**MAX_DIGITS - 1}
 BEGINS = [header("Upload-Length", NUMBER), header("Upload-Metadata", {"type": "string"})]
 CONTINUES = [header("Upload-Offset", NUMBER)]
