@@ -83,6 +83,7 @@ class Ledger:
         if change is not None and "name" in change:
             key = tenant, change["name"]
             self.either[key] = self.names.get(key, Name()).after(change)
+            self._named(tenant, change)
 
     def _note(self, tenant: str, change: Line, done: Line) -> None:
         self.acknowledged[change["change"]] += 1
@@ -90,6 +91,7 @@ class Ledger:
             case "publish" | "choose" | "delete":
                 key = tenant, change["name"]
                 self.names[key] = self.names.get(key, Name()).after(change)
+                self._named(tenant, change)
                 if "version" in done:
                     assert (done["version"], change["digest"]) in self.names[key].live
             case "bring":
@@ -104,6 +106,12 @@ class Ledger:
                 self._job(change).end = (State.DONE, change["result"])
             case "cancel" if done["state"] == State.CANCELLED:
                 self._job(change).end = (State.CANCELLED, None)
+
+    def _named(self, tenant: str, change: Line) -> None:
+        """What is published is a version from then on, and goes with it: it does not count as brought any more."""
+        if change["change"] == "publish":
+            digest = change["digest"]
+            self.brought = [each for each in self.brought if (each[0], each[1]["digest"]) != (tenant, digest)]
 
     def _job(self, change: Line) -> JobFacts:
         # It may be one whose submission was made and never acknowledged, or one that was seen ended before its log was.

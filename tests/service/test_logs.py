@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from typing import Any
+
+from tests.waiting import until
 
 from patchbay.errors import StoreUnavailable
 from patchbay_server.logs import FIELDS, MAX_LINES, About, Json, Lines, Text, current, note
@@ -84,18 +87,22 @@ def test_a_log_that_nobody_reads_stops_nobody() -> None:
     """A pipe that is full: lines wait, then they are dropped, and once somebody reads it is said how many."""
     reader, writer = os.pipe()
     logger, count = logging.getLogger("patchbay_server"), MAX_LINES + 5_000
-    with os.fdopen(writer, "w") as stream, os.fdopen(reader) as end:
+    found: list[dict[str, Any]] = []
+    with os.fdopen(reader) as end, os.fdopen(writer, "w") as stream:
         lines = Lines(stream, Json())
         logger.addHandler(lines)
+        somebody = threading.Thread(target=lambda: found.extend(map(json.loads, end)))
         try:
             for number in range(count):
                 lines.emit(record("line %d", number))
             lines.emit(record("%d", SECRET))  # its argument does not fit: the standard library would print it
-            found = [json.loads(end.readline())]
-            while found[-1]["message"] != "lines of the log were dropped":
-                found.append(json.loads(end.readline()))
+            somebody.start()
+            until(lambda: any("lines" in line for line in list(found)))
+            lines.flush()
         finally:
             logger.removeHandler(lines)
+            stream.close()
+            somebody.join()
     numbers = [int(line["message"].split()[1]) for line in found if line["message"].startswith("line ")]
     dropped = sum(line.get("lines", 0) for line in found)
     assert numbers == sorted(numbers) and numbers[0] == 0 and dropped > 0
