@@ -1,7 +1,7 @@
 """A program that forks processes which change a store at random until they are killed, and say so in a log each.
 
-`python operations.py REDIS_URL` (or an empty text); each line on stdin, `SEED TENANT FOLDER LOG`, is one more process,
-whose id is printed. A line in its log says what it is about to do, the next one what came of it: that is its
+`python operations.py REDIS_URL` (or an empty text); each line on stdin, `SEED ROUND TENANT FOLDER LOG`, is one more
+process, whose id is printed. A line in its log says what it is about to do, the next one what came of it: that is its
 acknowledgement. Written with one system call, a line outlives the process.
 """
 
@@ -27,6 +27,8 @@ from patchbay_server.jobs.base import JobQueue, LeaseLost, State, lease_of
 
 NAMES = ("math", "code", "law")
 CONTENTS = 60
+CONTENTS_PER_ROUND = 3
+"""So many are written no more from the next round on: what is written again is held again, and never collected."""
 HELD_S = 10.0
 """Instead of minutes and a day, so that there is something to collect. A stall of one process must stay shorter."""
 LEASE_S = 0.2
@@ -44,8 +46,9 @@ def content(number: int) -> bytes:
 class Changes:
     """One process's changes: its names are its own, blobs and jobs are everybody's."""
 
-    def __init__(self, store: Hub, queue: JobQueue, tenant: str, source: random.Random, log: int) -> None:
+    def __init__(self, store: Hub, queue: JobQueue, tenant: str, source: random.Random, turn: int, log: int) -> None:
         self._hub, self._queue, self._tenant, self._source, self._log = store, queue, tenant, source, log
+        self._first = turn * CONTENTS_PER_ROUND
         self._owner = f"{tenant}-{os.getpid()}"
         self._brought: dict[str, float] = {}
 
@@ -138,7 +141,7 @@ class Changes:
                 done["state"] = self._queue.cancel(self._tenant, job).state
 
     def _content(self) -> bytes:
-        return content(self._source.randrange(CONTENTS))
+        return content(self._first + self._source.randrange(CONTENTS))
 
     def _version(self) -> tuple[str, int]:
         """Mostly one that there is."""
@@ -168,12 +171,12 @@ class Changes:
         os.write(self._log, json.dumps(line).encode() + b"\n")
 
 
-def change_until_killed(redis_url: str, seed: str, tenant: str, folder: Path, log: Path) -> None:
+def change_until_killed(redis_url: str, seed: str, turn: int, tenant: str, folder: Path, log: Path) -> None:
     hub.PUBLISHING_S = hub.KEPT_S = collect.CONDEMNED_S = HELD_S
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         with opened(folder, redis_url) as (store, queue):
-            changes = Changes(store, queue, tenant, random.Random(seed), descriptor)
+            changes = Changes(store, queue, tenant, random.Random(seed), turn, descriptor)
             while True:
                 changes.one()
     except (Gone, StoreUnavailable):
@@ -188,10 +191,10 @@ def main(redis_url: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are nobody's to wait for
     print("ready", flush=True)
     for line in sys.stdin:
-        seed, tenant, folder, log = line.split()
+        seed, turn, tenant, folder, log = line.split()
         child = os.fork()
         if child == 0:
-            change_until_killed(redis_url, seed, tenant, Path(folder), Path(log))
+            change_until_killed(redis_url, seed, int(turn), tenant, Path(folder), Path(log))
         print(child, flush=True)
 
 

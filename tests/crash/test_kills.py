@@ -30,12 +30,12 @@ TENANTS = ("ann", "bob")
 KILLS = 200 if LONG else 4
 LINES = 100
 """Of their logs: so long the two processes live at the most. At the least for none, and die as they open the store."""
-Start = Callable[[str, str, Path, Path], int]
+Start = Callable[[str, int, str, Path, Path], int]
 
 
 @contextmanager
 def forking(redis_url: str) -> Iterator[Start]:
-    """Starts one more process: seed, tenant, folder, log -> its id."""
+    """Starts one more process: seed, round, tenant, folder, log -> its id."""
     paths = {"PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(ROOT)])}
     process = subprocess.Popen(
         [sys.executable, str(PROGRAM), redis_url],
@@ -48,8 +48,8 @@ def forking(redis_url: str) -> Iterator[Start]:
         orders, answers = process.stdin, process.stdout
         assert orders is not None and answers is not None and answers.readline() == "ready\n"
 
-        def start(seed: str, tenant: str, folder: Path, log: Path) -> int:
-            orders.write(f"{seed} {tenant} {folder} {log}\n")
+        def start(seed: str, turn: int, tenant: str, folder: Path, log: Path) -> int:
+            orders.write(f"{seed} {turn} {tenant} {folder} {log}\n")
             orders.flush()
             return int(answers.readline())
 
@@ -66,11 +66,16 @@ def kill_all(processes: list[int]) -> None:
 
 
 def run_until_killed(
-    start: Start, source: random.Random, folders: dict[str, Path], logs: dict[str, Path], kill_first: Callable[[], None]
+    start: Start,
+    source: random.Random,
+    turn: int,
+    folders: dict[str, Path],
+    logs: dict[str, Path],
+    kill_first: Callable[[], None],
 ) -> None:
     """Two processes, for a while that is counted in what they do; `kill_first` is what dies before them."""
     wanted = source.randrange(LINES)
-    processes = [start(str(source.random()), tenant, folders[tenant], logs[tenant]) for tenant in TENANTS]
+    processes = [start(str(source.random()), turn, tenant, folders[tenant], logs[tenant]) for tenant in TENANTS]
     source.shuffle(processes)
     try:
         until(lambda: sum(map(num_lines, logs.values())) >= wanted)
@@ -106,7 +111,7 @@ def test_sqlite_and_files(tmp_path: Path) -> None:
     with forking("") as start:
         for number in range(KILLS):
             logs = {tenant: tmp_path / f"{number}-{tenant}.log" for tenant in TENANTS}
-            run_until_killed(start, source, dict.fromkeys(TENANTS, store), logs, lambda: None)
+            run_until_killed(start, source, number, dict.fromkeys(TENANTS, store), logs, lambda: None)
             read_logs(ledger, logs)
             with opened(store, "") as (hub, queue):
                 ledger.check(hub, queue, TENANTS)
@@ -137,7 +142,7 @@ def test_redis_with_its_log_always_synced(tmp_path: Path) -> None:
             for number in range(KILLS):
                 is_servers_turn = number % 2 == 1
                 logs = {tenant: tmp_path / f"{number}-{tenant}.log" for tenant in TENANTS}
-                run_until_killed(start, source, folders, logs, redis.kill if is_servers_turn else lambda: None)
+                run_until_killed(start, source, number, folders, logs, redis.kill if is_servers_turn else lambda: None)
                 if is_servers_turn:
                     redis.start()
                 read_logs(ledger, logs)
