@@ -51,7 +51,8 @@ test-long: venv $(MOTO)  ## thousands of interleaved requests, every architectur
 demo: venv  ## the product's main job on real digits, in demo-run/
 	$(BIN)/patchbay demo
 
-test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server and a real S3 server
+test-redis: venv $(MOTO)  ## the stores' contracts on a real redis-server, installed where it is missing, and a real S3 server
+	.ci/install redis-server=redis-server
 	PATCHBAY_REQUIRE_REDIS=1 PATCHBAY_REQUIRE_MOTO=1 $(BIN)/pytest -q tests/store tests/stores tests/jobs tests/crash tests/e2e/test_stores.py
 
 test-ray: venv  ## two replicas on a real Ray, one of them killed: some minutes
