@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +13,15 @@ from pathlib import Path
 
 import httpx2
 
+from patchbay_server.demo.process import running_server
+
 TOKENS = 8
-END_S = 120.0
-_URL = re.compile(r'http://[^\s"]+(?=")')
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """A process of `patchbay serve`, and how long it took until it answered."""
 
-    process: subprocess.Popen[bytes]
     url: str
     ready_s: float
 
@@ -47,31 +43,10 @@ class Server:
 @contextmanager
 def served(base: Path, scratch: Path, replicas: int) -> Iterator[Server]:
     """On loopback with a store in `scratch`, ended on the way out."""
-    command = [sys.executable, "-m", "patchbay_server.cli", "serve", "--base", str(base), "--workers", "0"]
-    command += ["--store", str(scratch / "store"), "--port", "0", "--replicas", str(replicas)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PATCHBAY_")}
-    log, start = scratch / f"server-{replicas}.log", time.perf_counter()
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment | {"OMP_NUM_THREADS": "1"})
-    try:
-        url = _announced(process, log)
-        httpx2.get(f"{url}/readyz", timeout=60).raise_for_status()
-        yield Server(process, url, time.perf_counter() - start)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _announced(process: subprocess.Popen[bytes], log: Path) -> str:
-    while process.poll() is None:
-        if found := _URL.search(log.read_text("utf-8")):
-            return found.group()
-        time.sleep(0.1)
-    sys.exit(f"the server did not start: {log.read_text('utf-8')}")
+    options, start = ("--workers", "0", "--replicas", str(replicas)), time.perf_counter()
+    with running_server(base, scratch / "store", scratch / "server.log", *options, OMP_NUM_THREADS="1") as server:
+        httpx2.get(f"{server.url}/readyz", timeout=60).raise_for_status()
+        yield Server(server.url, time.perf_counter() - start)
 
 
 def upload(server: Server, files: Sequence[Path]) -> None:

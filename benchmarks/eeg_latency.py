@@ -34,7 +34,8 @@ def latencies(cache: Path) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base, files = _model(folder)
-        with running_server(base, folder / "store", cache / "server.log") as url:
+        with running_server(base, folder / "store", cache / "server.log") as server:
+            url = server.url
             with httpx2.Client(base_url=url, timeout=600) as client:
                 for number, file in enumerate(files):
                     upload(client, f"subject-{number}", file)

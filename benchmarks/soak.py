@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,12 +34,18 @@ from benchmarks.machine import machine
 from benchmarks.systems.shapes import SHAPES, draw_delta, make_base
 from patchbay.backbone import Backbone
 from patchbay_server.commands.quiet import silence_libraries
+from patchbay_server.demo.process import Running, running_server
 
 CLIENTS = 3
 DENSITY = 0.05
 TOLERANCE = 0.05  # of the median RSS
 # Full within minutes, so that what grows afterwards is no cache.
-CACHES = {"DELTA_CACHE_BYTES": "64MiB", "PLAN_CACHE_BYTES": "64MiB", "PREFIX_BYTES": "8MiB", "KV_BYTES": "32MiB"}
+CACHES = {
+    "PATCHBAY_DELTA_CACHE_BYTES": "64MiB",
+    "PATCHBAY_PLAN_CACHE_BYTES": "64MiB",
+    "PATCHBAY_PREFIX_BYTES": "8MiB",
+    "PATCHBAY_KV_BYTES": "32MiB",
+}
 # When nobody asks any more. Who hung up must not be written for.
 ZERO = (
     "vllm:num_requests_running",
@@ -49,9 +53,8 @@ ZERO = (
     "patchbay_engine_restarts_total",
     "patchbay_integrity_failures_total",
 )
-END_S = 120  # for rounds under way, and for the server to end
+END_S = 120  # for rounds under way
 _KINDS = ("VmRSS", "RssAnon")  # of /proc/PID/status
-_URL = re.compile(r'http://[^\s"]+(?=")')
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,70 +70,34 @@ class Sample:
     caches: int
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A process of `patchbay serve`, and what it has said so far."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def sample(self, seconds: float, requests: int) -> Sample:
-        """Raises httpx2.HTTPError, OSError where it is gone."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
-        rss, anonymous = (1024 * int(re.findall(rf"^{name}:\s+(\d+) kB", status, re.M)[0]) for name in _KINDS)
-        metrics = httpx2.get(f"{self.url}/metrics", timeout=60).text
-        caches = sum(float(found) for found in re.findall(r"^patchbay_\w+_cache_bytes (\S+)$", metrics, re.M))
-        return Sample(seconds, rss, anonymous, requests, int(caches))
-
-    def complaints(self) -> list[str]:
-        """What is wrong with it at the end."""
-        found = [line for line in self.log.read_text("utf-8").splitlines() if '"level": "info"' not in line]
-        if httpx2.get(f"{self.url}/readyz", timeout=60).status_code != 200:
-            found.append("it is not ready")
-        if not httpx2.post(f"{self.url}/v1/base/verify", timeout=600).json()["ok"]:
-            found.append("the base's weights have changed")
-        metrics = httpx2.get(f"{self.url}/metrics", timeout=60).text
-        for name, value in re.findall(rf"^({'|'.join(ZERO)})(?:{{.*}})? (\S+)$", metrics, re.M):
-            if float(value):
-                found.append(f"{name} is {value}")
-        return found
+def sampled(server: Running, seconds: float, requests: int) -> Sample:
+    """Raises httpx2.HTTPError, OSError where it is gone."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+    rss, anonymous = (1024 * int(re.findall(rf"^{name}:\s+(\d+) kB", status, re.M)[0]) for name in _KINDS)
+    metrics = httpx2.get(f"{server.url}/metrics", timeout=60).text
+    caches = sum(float(found) for found in re.findall(r"^patchbay_\w+_cache_bytes (\S+)$", metrics, re.M))
+    return Sample(seconds, rss, anonymous, requests, int(caches))
 
 
-@contextmanager
-def served(base: Path, scratch: Path) -> Iterator[Server]:
-    """A server on loopback with a store in `scratch`, ended on the way out."""
-    command = [sys.executable, "-m", "patchbay_server.cli", "serve", "--base", str(base)]
-    command += ["--store", str(scratch / "store"), "--port", "0", "--workers", "0"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PATCHBAY_")}
-    environment |= {f"PATCHBAY_{name}": size for name, size in CACHES.items()} | {"OMP_NUM_THREADS": "1"}
-    log = scratch / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    try:
-        yield Server(process, _announced(process, log), log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _announced(process: subprocess.Popen[bytes], log: Path) -> str:
-    while process.poll() is None:
-        if found := _URL.search(log.read_text("utf-8")):
-            return found.group()
-        time.sleep(0.1)
-    sys.exit(f"the server did not start: {log.read_text('utf-8')}")
+def complaints_of(server: Running) -> list[str]:
+    """What is wrong with it at the end."""
+    found = [line for line in server.log.read_text("utf-8").splitlines() if '"level": "info"' not in line]
+    if httpx2.get(f"{server.url}/readyz", timeout=60).status_code != 200:
+        found.append("it is not ready")
+    if not httpx2.post(f"{server.url}/v1/base/verify", timeout=600).json()["ok"]:
+        found.append("the base's weights have changed")
+    metrics = httpx2.get(f"{server.url}/metrics", timeout=60).text
+    for name, value in re.findall(rf"^({'|'.join(ZERO)})(?:{{.*}})? (\S+)$", metrics, re.M):
+        if float(value):
+            found.append(f"{name} is {value}")
+    return found
 
 
 def soak(shape: str, minutes: float, every: float, cache: Path) -> dict[str, Any]:
     """What happened: `samples`, `requests` by kind, `failures`, and whether memory was flat."""
     base = make_base(shape, cache, torch.float32)
     backbone, tally, stopping = Backbone.load(base), Tally(), Event()
-    with tempfile.TemporaryDirectory() as name, served(base, Path(name)) as server:
+    with tempfile.TemporaryDirectory() as name, _served(base, Path(name)) as server:
         draw = partial(_draw, Path(name), backbone)
         threads = churned(server.url, CLIENTS, draw, tally, stopping)
         try:
@@ -139,7 +106,7 @@ def soak(shape: str, minutes: float, every: float, cache: Path) -> dict[str, Any
             stopping.set()
             if not wait(threads, END_S):
                 tally.fail(f"a client still waits for an answer after {END_S} seconds")
-        complaints = [f"server: {line}" for line in server.complaints()]
+        complaints = [f"server: {line}" for line in complaints_of(server)]
     return {
         **machine(1),
         "kind": "soak",
@@ -157,11 +124,16 @@ def _draw(folder: Path, backbone: Backbone, client: int, number: int) -> Path:
     return draw_delta(file, backbone, DENSITY, 1_000_000 * client + number, signs=number % 2 == 0)
 
 
-def _samples(server: Server, tally: Tally, minutes: float, every: float) -> Iterator[Sample]:
+def _served(base: Path, scratch: Path) -> AbstractContextManager[Running]:
+    store, log = scratch / "store", scratch / "server.log"
+    return running_server(base, store, log, "--workers", "0", **CACHES, OMP_NUM_THREADS="1")
+
+
+def _samples(server: Running, tally: Tally, minutes: float, every: float) -> Iterator[Sample]:
     """One `every` seconds until the time is over, or the server gone. Tells how far it is."""
     start, told = time.monotonic(), 0.0
     while (now := time.monotonic() - start) < 60 * minutes and server.process.poll() is None:
-        sample = server.sample(now, tally.total)
+        sample = sampled(server, now, tally.total)
         yield sample
         if now - told >= 10:
             told = now

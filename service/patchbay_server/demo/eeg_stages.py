@@ -102,8 +102,8 @@ def delta_of(folder: Path, bits: float) -> Path:
 def client_of(base: Path, scratch: Path) -> Iterator[httpx2.Client]:
     """Of a server that knows no delta yet."""
     shutil.rmtree(scratch / "store", ignore_errors=True)
-    server = running_server(base, scratch / "store", scratch / "server.log")
-    with server as url, httpx2.Client(base_url=url, timeout=600) as client:
+    started = running_server(base, scratch / "store", scratch / "server.log")
+    with started as server, httpx2.Client(base_url=server.url, timeout=600) as client:
         yield client
 
 

@@ -55,13 +55,13 @@ def run_demo(
     with progress(console) as bar:
         full = _train(folder, replace(base_training, seed=seed), replace(finetune_training, seed=seed), bar)
         reports = _compress(folder, calibration_images, bar)
-        with running_server(folder / "base", folder / "store", folder / "server.log") as url:
-            results = _ask_everything(url, folder, full, reports, bar)
+        with running_server(folder / "base", folder / "store", folder / "server.log") as server:
+            results = _ask_everything(server.url, folder, full, reports, bar)
             bar.stop()
             results = replace(results, seconds=time.monotonic() - started)
             _finish(results, folder, console, as_json)
             if keep_serving:
-                _wait(url, console)
+                _wait(server.url, console)
 
 
 def _train(folder: Path, base: Training, tuning: Training, bar: Progress) -> dict[str, float]:

@@ -87,8 +87,8 @@ def test_it_ends_with_lines_that_go_on_from_its_folder(finished: tuple[Path, str
 def test_the_kept_store_still_has_the_deltas(finished: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = finished
     with (
-        running_server(folder / "base", folder / "store", tmp_path / "log") as url,
-        httpx2.Client(base_url=url) as client,
+        running_server(folder / "base", folder / "store", tmp_path / "log") as server,
+        httpx2.Client(base_url=server.url) as client,
     ):
         names = {model["id"] for model in client.get("/v1/models").json()["data"]}
         answer = client.post("/v1/classify", json=json.loads((folder / "ask-delta.json").read_text("utf-8")))
