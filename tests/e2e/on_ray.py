@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "deploy"))
 
 
 def main(port: int) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init(num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     from ray_serve import app  # noqa: PLC0415 - reads settings when it is imported
 

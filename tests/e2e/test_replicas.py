@@ -9,8 +9,9 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 
 import httpx2
 import pytest
@@ -98,12 +99,12 @@ def test_why_replicas_do_not_start_is_said(
         )
 
 
-@pytest.fixture
-def cluster(llama: Path, tmp_path: Path) -> Iterator[httpx2.Client]:
+@contextmanager
+def on_ray(base: Path, store: Path, **settings: str) -> Iterator[httpx2.Client]:
     """`deploy/ray_serve.py`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = {"PATCHBAY_BASE": str(llama), "PATCHBAY_STORE": str(tmp_path / "store"), "PATCHBAY_API_KEY": KEY}
+    settings |= {"PATCHBAY_BASE": str(base), "PATCHBAY_STORE": str(store), "PATCHBAY_API_KEY": KEY}
     with ended(start(str(Path(__file__).with_name("on_ray.py")), str(port), **settings)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.communicate()[1]
@@ -111,6 +112,12 @@ def cluster(llama: Path, tmp_path: Path) -> Iterator[httpx2.Client]:
         with httpx2.Client(base_url=url, headers=headers, timeout=120) as client:
             yield client
         process.communicate(timeout=120)
+
+
+@pytest.fixture
+def cluster(llama: Path, tmp_path: Path) -> Iterator[httpx2.Client]:
+    with on_ray(llama, tmp_path / "store") as client:
+        yield client
 
 
 def test_the_same_behind_serves_own_proxy(cluster: httpx2.Client, files: dict[str, bytes]) -> None:
@@ -125,3 +132,24 @@ def test_the_same_behind_serves_own_proxy(cluster: httpx2.Client, files: dict[st
     assert answer.headers.get_list("x-request-id") == ["mine"]
     assert cluster.get("/v1/models", headers={"authorization": "Bearer no"}).status_code == 401
     assert cluster.get("/readyz", headers={"authorization": ""}).status_code == 200
+
+
+def test_replicas_come_while_requests_wait(llama: Path, tmp_path: Path) -> None:
+    """One of them runs one request at a time, and four wait for each other."""
+    enough = Event()
+
+    def ask_on(client: httpx2.Client) -> int:
+        count = 0
+        while not enough.is_set():
+            ok(complete(client, "base"))
+            count += 1
+        return count
+
+    with on_ray(llama, tmp_path / "store", PATCHBAY_MAX_RUNNING="1") as client, ThreadPoolExecutor(4) as pool:
+        assert len(replicas()) == 1
+        asked = [pool.submit(ask_on, client) for _ in range(4)]
+        try:
+            until(lambda: len(replicas()) == 2 and count(client, "patchbay_replicas") == 2)
+        finally:
+            enough.set()
+        assert all(one.result() > 0 for one in asked)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.waiting import until
 
 # In an environment of its own: moto needs an older python-dateutil than is pinned.
 OWN = Path(sys.prefix) / "moto" / "bin" / "moto_server"
@@ -29,12 +31,13 @@ def running_moto() -> Iterator[str]:
             pytest.fail(f"PATCHBAY_REQUIRE_MOTO=1, and moto_server is neither on PATH nor at {OWN}")
         pytest.skip("moto_server is not installed")
     command = [program, "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    # A file: it writes a line for every request, and once a pipe is full that nobody reads it answers no more.
+    with (
+        tempfile.NamedTemporaryFile(suffix=".log") as log,
+        subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL) as process,
+    ):
         try:
-            assert process.stderr is not None
-            said = iter(process.stderr)
-            address = next(found for line in said if (found := re.search(r"Running on (http://\S+)", line)))
-            yield address[1]
+            yield until(lambda: re.search(r"Running on (http://\S+)", Path(log.name).read_text("utf-8")))[1]
         finally:
             process.kill()
 
