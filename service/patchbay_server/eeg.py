@@ -106,11 +106,13 @@ def _told(found: Sequence[Iterable[tuple[str, str]]]) -> dict[str, str]:
 def steps_of(asked: RecordingRequest, backbone: Backbone, deltas: Mapping[str, Delta], head: str | None) -> Steps:
     """As the model was trained: what the delta says whose head answers, or else the base; then what the request says.
 
-    `deltas` by the names that the request uses. Raises InputError where several deltas were trained on recordings that
-    were prepared in different ways and the request does not say which of them is meant.
+    `deltas` by the names that the request uses. One that was trained as the base says nothing. Raises InputError where
+    several deltas were trained on recordings that were prepared in different ways and the request does not say which of
+    them is meant.
     """
-    known = {name: delta.manifest.config.get(PREPROCESSING) for name, delta in deltas.items()}
-    if head is not None and known.get(head):
+    base: Any = getattr(backbone.architecture.config, PREPROCESSING, None)
+    known = {name: delta.manifest.config.get(PREPROCESSING) or base for name, delta in deltas.items()}
+    if head in known:
         known = {head: known[head]}
     told = [found for found in known.values() if found]
     if any(found != told[0] for found in told):
@@ -118,7 +120,6 @@ def steps_of(asked: RecordingRequest, backbone: Backbone, deltas: Mapping[str, D
         raise InputError(
             f"{names} were trained on other windows or channels: say whose are meant with 'head'", param="head"
         )
-    base: Any = getattr(backbone.architecture.config, PREPROCESSING, None)
     trained = told[0] if told else base
     return _asked(Steps.of(trained) if trained else Steps(), asked)
 

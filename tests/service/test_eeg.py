@@ -182,6 +182,22 @@ def test_two_subjects_are_merged(served: Served) -> None:
     assert "'left' and 'right' were trained on other windows or channels" in message
 
 
+def test_who_was_trained_as_the_base_is_read_so_in_a_merge(tmp_path: Path) -> None:
+    """Such a delta says nothing of recordings, and what others say is not about it."""
+    base = encoder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"preprocessing": TRAINED["right"].to_config()}))
+    with serving(Backbone.load(base), tmp_path / "store") as served:
+        for name in TRAINED:
+            served.upload(name, classifier(base, name, tmp_path / name))
+        alone, merged = (ok(ask(served, model=model, head="right")) for model in ("right", "0*left + right"))
+        assert [(row["t0"], row["t1"]) for row in merged["data"]] == [(row["t0"], row["t1"]) for row in alone["data"]]
+        assert merged["preprocessing"] == alone["preprocessing"]
+        torch.testing.assert_close(probabilities(merged), probabilities(alone), atol=1e-5, rtol=0)
+        for kind, model in (("classify", "neuromerging(left, right)"), ("embed", "left + right")):
+            assert_error(ask(served, kind, model=model), 422, "invalid_input", "head")
+
+
 def test_vectors(served: Served, folders: dict[str, Path]) -> None:
     body = ok(ask(served, "embed", model="base", **TWO))
     cut = windows(Recording(rows(), RATE, tuple(NAMES), "uV"), Steps(window_seconds=2.0, rejects=False))

@@ -70,6 +70,12 @@ def test_separators(tmp_path: Path, mark: str) -> None:
         ("file,label,onset\nx.edf,1,nan\n", "onset and duration are seconds"),
         ("file,label,onset\nx.edf,1,2\nx.edf,1,10\n", "line 3: 10 s is outside of x.edf, which has 10 s"),
         ("file,label,onset\nx.edf,1,-2\n", "line 2: -2 s is outside of x.edf"),
+        (
+            "file,label,part\nx.edf,1,train\nx.edf,1,test\n",
+            "line 3: x.edf is of the part 'test', and of 'train' in line 2",
+        ),
+        ("file,label,part\nx.edf,1,train\na/y.edf,1,\nx.edf,1,\n", "line 4: x.edf is of the part '', and of 'train'"),
+        ("file,label,subject\nx.edf,1,A\nx.edf,1,B\n", "line 3: x.edf is of the subject 'B', and of 'A' in line 2"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> None:

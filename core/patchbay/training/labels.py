@@ -75,10 +75,12 @@ def by_table(file: Path, folder: Path) -> Rule:
     """A table with columns, by commas, semicolons or tabs: `file` (its path below the folder) and `label`, where wanted
     `onset` and `duration` in seconds, `subject` and `part`. A line without an onset is about the whole recording.
 
-    Raises InputError, which names the line: where a file in it is not there, or what it says is outside of it.
+    Raises InputError, which names the line: where a file in it is not there, what it says is outside of it, or a
+    recording is said to be of two subjects or parts: it is dealt out as a whole.
     """
     rows = _rows(file)
     _check_files(rows, file, folder)
+    _check_whole(rows, file)
 
     def marks(path: Path, opened: Opened) -> Marks | None:
         own = [row for row in rows if row.file == path.relative_to(folder).as_posix()]
@@ -188,6 +190,20 @@ def _check_files(rows: Iterable[_Row], table: Path, folder: Path) -> None:
     near = same or difflib.get_close_matches(wrong.file, there, SUGGESTED, 0.5)
     hint = f"; did you mean {' or '.join(near[:SUGGESTED])}?" if near else ": files are named by their paths below it"
     raise InputError(f"{table}, line {wrong.line}, names {wrong.file}, which is not in {folder}{hint}", param="labels")
+
+
+def _check_whole(rows: Iterable[_Row], table: Path) -> None:
+    first: dict[str, _Row] = {}
+    for row in rows:
+        before = first.setdefault(row.file, row)
+        for column in ("subject", "part"):
+            here, there = getattr(row, column), getattr(before, column)
+            if here != there:
+                raise InputError(
+                    f"{table}, line {row.line}: {row.file} is of the {column} {here!r}, and of {there!r} in line "
+                    f"{before.line}: a recording is of one as a whole, so cut the file in two",
+                    param="labels",
+                )
 
 
 def _span(row: _Row, table: Path, seconds: float) -> Span:
