@@ -198,7 +198,7 @@ class Front:
                     async with self._fleet.choose(wanted) as chosen:
                         waiting.deadline = float("inf")
                         self.metrics.routed.labels(wanted.outcome).inc()
-                        await relay(self._client, chosen.url, request, send)
+                        await self._relay(chosen.url, request, send)
                         return
             except TimeoutError as error:
                 raise EngineFailed(f"no replica took the request within {CHOOSE_S:.0f} seconds: ask again") from error
@@ -209,6 +209,15 @@ class Front:
                     raise EngineFailed(f"{LOST}: whether it has done what was asked is not known") from lost
                 await anyio.sleep(0 if lost.sent else PAUSE_S)
         raise EngineFailed("no replica could be reached: ask again")
+
+    async def _relay(self, url: str, request: Outgoing, send: Send) -> None:
+        try:
+            is_whole = await relay(self._client, url, request, send)
+        except httpx2.TransportError:
+            self.metrics.lost.inc()
+            raise
+        if not is_whole:
+            self.metrics.lost.inc()
 
     async def _everywhere(self, request: Outgoing, send: Send) -> None:
         """What every replica has to do for itself. One answer is passed back, the worst."""

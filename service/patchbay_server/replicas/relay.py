@@ -59,9 +59,9 @@ def passed_on(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in named if name not in dropped]
 
 
-async def relay(client: httpx2.AsyncClient, url: str, request: Outgoing, send: Send) -> None:
-    """Raises Lost where nothing was passed back yet. A stream of events that breaks ends with an error event; another
-    answer raises what broke it, which ends its connection too.
+async def relay(client: httpx2.AsyncClient, url: str, request: Outgoing, send: Send) -> bool:
+    """Whether the answer came whole. Raises Lost where nothing was passed back yet. A stream of events that breaks ends
+    with an error event; another answer raises what broke it, which ends its connection too.
     """
     asked = client.build_request(
         request.method, url + request.path, headers=request.headers, content=request.body or None
@@ -73,13 +73,13 @@ async def relay(client: httpx2.AsyncClient, url: str, request: Outgoing, send: S
     except httpx2.TransportError as error:
         raise Lost(sent=True) from error
     try:
-        await _pass_back(answer, send)
+        return await _pass_back(answer, send)
     finally:
         await answer.aclose()
 
 
-async def _pass_back(answer: httpx2.Response, send: Send) -> None:
-    is_stream = answer.headers.get("content-type", "").startswith(STREAM)
+async def _pass_back(answer: httpx2.Response, send: Send) -> bool:
+    is_whole, is_stream = True, answer.headers.get("content-type", "").startswith(STREAM)
     async with aclosing(answer.aiter_raw()) as chunks:
         try:
             first = await _read(chunks, 1 if is_stream else KEPT_BACK)
@@ -97,7 +97,9 @@ async def _pass_back(answer: httpx2.Response, send: Send) -> None:
             logger.error("a stream failed: %s", LOST, exc_info=error)
             event = json.dumps(error_body(f"{LOST}: ask again", 503, "engine_failed"), separators=(",", ":"))
             await _send_body(send, f"data: {event}\n\n".encode(), more=True)
+            is_whole = False
         await _send_body(send, b"", more=False)
+    return is_whole
 
 
 async def _read(chunks: AsyncIterator[bytes], least: int) -> bytes:

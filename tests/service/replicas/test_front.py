@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ import httpx2
 import pytest
 from tests.service.held import before_pass
 from tests.service.replicas.fleet import Fronted, fronted
+from tests.service.replicas.test_relay import EVENTS, HEAD, chunk, says
 from tests.service.serving import assert_error, ok
 from tests.waiting import until
 
+from patchbay_server.replicas.relay import KEPT_BACK
+
 NAMES = ("math", "code", "law", "art")
 KEY = "k" * 20
+HALF = HEAD + b"content-length: %d\r\n\r\n" % (3 * KEPT_BACK) + b"x" * 2 * KEPT_BACK
 PLAIN = {"prompt": "the cat", "max_tokens": 4, "temperature": 0}
 
 
@@ -151,6 +155,23 @@ def test_a_replica_that_is_gone_is_not_noticed(two: Fronted) -> None:
     gone.url = forgotten  # type: ignore[method-assign]
     for name in NAMES:
         ok(complete(two, name))
+    assert re.search(r"patchbay_replicas_lost_total\{.*\} 1.0", two.client.get("/metrics").text)
+
+
+@pytest.mark.parametrize("answer", [EVENTS + chunk(b"data: 1\n\n"), HALF])
+def test_an_answer_that_breaks_off_counts_as_lost(two: Fronted, answer: bytes) -> None:
+    at = {replica: replica.url for replica in two.fleet.replicas.values()}
+    with says(answer) as url:
+
+        async def elsewhere() -> str:
+            return url
+
+        for replica in at:
+            replica.url = elsewhere  # type: ignore[method-assign]
+        with suppress(httpx2.RemoteProtocolError):
+            complete(two, "base")
+    for replica, before in at.items():
+        replica.url = before  # type: ignore[method-assign]
     assert re.search(r"patchbay_replicas_lost_total\{.*\} 1.0", two.client.get("/metrics").text)
 
 
