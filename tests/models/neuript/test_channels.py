@@ -131,10 +131,17 @@ def test_a_name_that_may_be_another_one_misspelt() -> None:
     found = windows(more, FOUR)
     coverage(FOUR, found)
     assert found.dropped["O11"] == "not asked for, and no name of the 10-05 system"
-    lacking = windows(recording(names=("Fp1", "Fp2", "C3", "Cz1", "C4", "O1", "X9")), FOUR)
-    with pytest.raises(InputError, match="channel 'Cz1' is unknown, and Cz, which the model reads") as caught:
-        coverage(FOUR, lacking)
-    assert caught.value.param == "ch_names"
+    assert found.warnings == ()
+    for name, channel in (("Cz1", "Cz"), ("01", "O1"), ("ol", "O1")):
+        names = tuple(name if each == channel else each for each in ("Fp1", "Fp2", "C3", "Cz", "C4", "O1", "X9"))
+        with pytest.raises(InputError, match=f"'{name}' is unknown, and {channel}, which the model reads") as caught:
+            coverage(FOUR, windows(recording(names=names), FOUR))
+        assert caught.value.param == "ch_names"
+
+
+def test_a_name_that_nobody_knows_is_told_where_something_is_missing() -> None:
+    (told,) = windows(recording(names=("Fp1", "Fp2", "C3", "Ch6", "C4", "O1", "O2")), FOUR).warnings
+    assert told.endswith("without Cz (not recorded); Ch6 is no name of the 10-05 system")
 
 
 def test_none_of_the_list_is_there() -> None:

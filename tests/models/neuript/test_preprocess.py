@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +115,17 @@ def test_a_flat_channel_is_dropped() -> None:
     plain.signal[2] = 7
     found = windows(plain, PLAIN)
     assert found.dropped == {"C3": "flat"} and found.signal.shape[1] == 6
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.01])
+def test_a_channel_in_another_unit_than_the_others_is_told_of(factor: float) -> None:
+    """An average reference would spread it over all of them."""
+    plain = recording()
+    assert windows(plain, PLAIN).warnings == ()
+    plain.signal[2] *= factor
+    found = windows(plain, replace(PLAIN, reference="average"))
+    assert found.signal.shape[1] == 7 and len(found.warnings) == 1
+    assert re.fullmatch(r"C3 swings by \S+ uV, which no EEG does .*", found.warnings[0])
 
 
 def test_windows_that_overlap() -> None:

@@ -218,7 +218,7 @@ def _read(chs_info: ChsInfo, steps: Steps) -> tuple[npt.NDArray[np.float64], Mon
     check_coverage(steps, montage, dropped)
     missing = lacking(steps, montage, dropped)
     if missing:
-        warnings.warn(shown_lacking(steps, missing), stacklevel=4)
+        warnings.warn(shown_lacking(steps, missing, dropped), stacklevel=4)
     return mixing, montage
 
 

@@ -22,6 +22,7 @@ NOT_EEG, NOT_ASKED = "no EEG by its name", "not asked for"
 UNKNOWN = "not asked for, and no name of the 10-05 system"
 IN_NO_PAIR = "in no pair that is read"
 _CLOSE = 0.6  # of 1: a name that may be another one misspelt
+_ALIKE = str.maketrans("0IL", "O11")
 
 
 def system_name(name: str) -> str:
@@ -167,10 +168,15 @@ def lacking(steps: Steps, montage: Montage, dropped: Mapping[str, str]) -> dict[
     return {name: reasons.get(system_name(name), NOT_RECORDED) for name in wanted if system_name(name) not in found}
 
 
-def shown_lacking(steps: Steps, missing: Mapping[str, str]) -> str:
+def shown_lacking(steps: Steps, missing: Mapping[str, str], dropped: Mapping[str, str]) -> str:
+    """With the channels that nobody knows: one of them may be what is missing."""
     count = len(steps.pairs or steps.channels or ())
     said = listed([f"{name} ({why})" for name, why in missing.items()])
-    return f"of the {count} channels that the model was trained on it reads {count - len(missing)}: without {said}"
+    unknown = listed([name for name, why in dropped.items() if why == UNKNOWN])
+    more = f"; {unknown} is no name of the 10-05 system" if unknown else ""
+    return (
+        f"of the {count} channels that the model was trained on it reads {count - len(missing)}: without {said}{more}"
+    )
 
 
 def check_coverage(steps: Steps, montage: Montage, dropped: Mapping[str, str]) -> None:
@@ -180,9 +186,9 @@ def check_coverage(steps: Steps, montage: Montage, dropped: Mapping[str, str]) -
     missing = lacking(steps, montage, dropped)
     if not missing:
         return
-    absent = {name.upper(): name for name, why in dropped.items() if why == NOT_RECORDED}
+    absent = {_looks(name): name for name, why in dropped.items() if why == NOT_RECORDED}
     for name in (name for name, why in dropped.items() if why == UNKNOWN):
-        near = difflib.get_close_matches(name.upper(), absent, 1, _CLOSE)
+        near = difflib.get_close_matches(_looks(name), absent, 1, _CLOSE)
         if near:
             raise InputError(
                 f"channel {name!r} is unknown, and {absent[near[0]]}, which the model reads, is not recorded: is it "
@@ -202,3 +208,8 @@ def check_coverage(steps: Steps, montage: Montage, dropped: Mapping[str, str]) -
 
 def _is_in(name: str, lobe: Lobe) -> bool:
     return lobe in find_channel(name).lobes
+
+
+def _looks(name: str) -> str:
+    """`01` and `ol` as O1: what is typed for what it looks like."""
+    return name.upper().translate(_ALIKE)

@@ -29,7 +29,7 @@ from patchbay.models.neuript.channels import (
 )
 from patchbay.models.neuript.companding import compand
 from patchbay.models.neuript.montage import Montage
-from patchbay.models.neuript.recording import Recording, Signal, check_unit, checked, plain_unit
+from patchbay.models.neuript.recording import Recording, Signal, check_unit, checked, implausible, plain_unit
 from patchbay.models.neuript.steps import RATE, Steps
 from patchbay.models.signals import SignalInput
 
@@ -89,9 +89,10 @@ def windows(recording: Recording, steps: Steps = PLAIN, starts: Sequence[float] 
     check_unit(found, names, plain_unit(recording.unit))
     # Before the reference: a dead channel less the average is the average, and with another one it is that.
     found, names = without_flat(found, names, dropped)
+    notes = (*given.notes, *implausible(found, names))
     found, names = without_flat(*derived(found, names, steps, dropped, done), dropped)
     montage = placed(names, own)
-    return _windows(resampled(found, given.rate, done), steps, starts, montage, dropped, done, given.notes)
+    return _windows(resampled(found, given.rate, done), steps, starts, montage, dropped, done, notes)
 
 
 def _windows(
@@ -119,7 +120,7 @@ def _warnings(steps: Steps, montage: Montage, dropped: dict[str, str]) -> list[s
     """Of channels that a model would have read."""
     missing = lacking(steps, montage, dropped)
     if steps.channels is not None or steps.pairs is not None:
-        return [shown_lacking(steps, missing)] if missing else []
+        return [shown_lacking(steps, missing, dropped)] if missing else []
     return [f"{name} is left out: {why}" for name, why in dropped.items() if why not in HARMLESS]
 
 

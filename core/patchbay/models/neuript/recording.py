@@ -117,7 +117,7 @@ def check_unit(signal: Signal, names: Sequence[str], unit: str) -> None:
     """Of a signal in microvolts whose slow drifts are gone. Raises InputError, with the unit that it seems to be in,
     where half of the channels are larger or smaller than any EEG, or all are flat.
     """
-    deviations = 1.4826 * np.median(np.abs(signal - np.median(signal, 1, keepdims=True)), 1)
+    deviations = _swings(signal)
     swinging = deviations[deviations > FLAT_UV]
     if not len(swinging):
         shown = ", ".join(names[:3])
@@ -135,3 +135,19 @@ def check_unit(signal: Signal, names: Sequence[str], unit: str) -> None:
         f"{high:g}): {hint}",
         param="unit",
     )
+
+
+def implausible(signal: Signal, names: Sequence[str]) -> tuple[str, ...]:
+    """What to say of channels that swing as no EEG does, where a typical one does not. Flat ones are none of them."""
+    low, high = PLAUSIBLE_UV
+    return tuple(
+        f"{name} swings by {swing:.3g} uV, which no EEG does ({low:g} to {high:g}): it may be in another unit, or loose"
+        for name, swing in zip(names, _swings(signal).tolist(), strict=True)
+        if swing > FLAT_UV and not low <= swing <= high
+    )
+
+
+def _swings(signal: Signal) -> Signal:
+    """A standard deviation for every channel, by medians: bursts and drifts do not count."""
+    deviations: Signal = 1.4826 * np.median(np.abs(signal - np.median(signal, 1, keepdims=True)), 1)
+    return deviations
