@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from patchbay.errors import InputError, NotFound, UploadConflict
+from patchbay.errors import InputError, UploadConflict
 from patchbay.store.base import Digest, check_digest
 from patchbay.store.hub import KEPT_S, Hub
 from patchbay.store.resumable import UNTOUCHED_S
 from patchbay.store.staging import Put, Signed, Staging
+from patchbay.store.uploads import is_begun
 
 SIGNED_S = 3600.0
 """So long a URL is good."""
@@ -72,7 +73,11 @@ class Presigned:
         if staging is None:
             return
         for put in staging.list_puts():
-            if put.tenant is not None and put.digest is not None and self._is_begun(put.tenant, put.digest):
+            if (
+                put.tenant is not None
+                and put.digest is not None
+                and is_begun(self._hub.catalog.uploads, put.tenant, put.digest)
+            ):
                 continue
             if not dry_run:
                 staging.remove(put.key)
@@ -86,10 +91,3 @@ class Presigned:
                 param="digest",
             )
         return staging
-
-    def _is_begun(self, tenant: str, digest: Digest) -> bool:
-        try:
-            self._hub.catalog.uploads.get(tenant, digest)
-        except NotFound:
-            return False
-        return True

@@ -14,7 +14,7 @@ from patchbay.errors import NotFound, UploadConflict
 from patchbay.store.base import Digest, check_digest, disk_errors, is_digest, is_name
 from patchbay.store.hub import Hub
 from patchbay.store.partial import Partial, read_offset
-from patchbay.store.uploads import Begun
+from patchbay.store.uploads import Begun, is_begun
 
 UNTOUCHED_S = 86_400.0
 """So long after its last part an upload expires."""
@@ -92,7 +92,7 @@ class Resumable:
             files = sorted({path.with_suffix("") for path in root.glob(f"{tenant or '*'}/*")})
         for path in files:
             owner, digest = path.parent.name, f"sha256:{path.name}"
-            if not (is_name(owner) and is_digest(digest)) or self._is_begun(owner, digest):
+            if not (is_name(owner) and is_digest(digest)) or is_begun(self._hub.catalog.uploads, owner, digest):
                 continue
             try:
                 with disk_errors(path):
@@ -103,13 +103,6 @@ class Resumable:
             except UploadConflict:
                 continue  # a part of it comes at this moment
             yield path, size
-
-    def _is_begun(self, tenant: str, digest: Digest) -> bool:
-        try:
-            self._hub.catalog.uploads.get(tenant, digest)
-        except NotFound:
-            return False
-        return True
 
     def _whole(self, digest: Digest) -> State:
         size = self._hub.blobs.size(digest)

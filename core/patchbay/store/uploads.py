@@ -46,6 +46,15 @@ class Uploads(Protocol):
         """Its room is free again. Ending what was not begun is no error."""
 
 
+def is_begun(uploads: Uploads, tenant: str, digest: Digest) -> bool:
+    """Whether it is under way, and has not expired. Raises StoreUnavailable."""
+    try:
+        uploads.get(tenant, digest)
+    except NotFound:
+        return False
+    return True
+
+
 # The catalogs say the same things in the same words.
 
 
