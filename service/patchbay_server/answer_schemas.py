@@ -41,11 +41,12 @@ class KeysAndValues(Answer):
 
 
 class Execution(Answer):
-    """What the proofs at start found."""
+    """What the proofs at start found, and from which size on deltas are patched."""
 
     decoupled: bool
     error: float | None
     reason: str | None
+    break_even_bytes: int | None
     layers: dict[str, int]
     continuous_batching: bool | None
     not_continuous_reason: str | None

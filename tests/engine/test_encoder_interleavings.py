@@ -239,7 +239,10 @@ def test_every_interleaving_is_a_merged_copys(
 ) -> None:
     engine = model.encoding.engine
     load = model.encoding.deltas.__getitem__
-    engine.recipes = Recipes(engine.backbone, load, engine.proof, delta_bytes=kept[0], plan_bytes=kept[1], max_wait=0)
+    heavy = engine.recipes.break_even_bytes
+    engine.recipes = Recipes(
+        engine.backbone, load, engine.proof, delta_bytes=kept[0], plan_bytes=kept[1], break_even_bytes=heavy, max_wait=0
+    )
     play = Play(model, arrivals, stops)
     play.run()
     stopped = [number for number, found in play.found.items() if isinstance(found, Stopped)]

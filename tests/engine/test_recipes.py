@@ -73,7 +73,8 @@ def opened(
             raise NotFound.named("delta", digest)
         return deltas[digest]
 
-    return Recipes(base, load, proof, delta_bytes=budget, plan_bytes=budget)
+    heavy = base.num_bytes
+    return Recipes(base, load, proof, delta_bytes=budget, plan_bytes=budget, break_even_bytes=heavy)
 
 
 def recipe(text: str) -> CanonicalRecipe:
@@ -215,9 +216,9 @@ def test_a_lossless_delta_alone_is_patched(base: Backbone, finetune_folder: Fold
         assert found.prepare(recipe("0.5*math"), How.DECOUPLED).path is How.DECOUPLED
 
 
-def test_a_delta_larger_than_the_base_is_patched_unless_told(base: Backbone, deltas: Mapping[str, Delta]) -> None:
+def test_a_delta_past_the_break_even_is_patched_unless_told(base: Backbone, deltas: Mapping[str, Delta]) -> None:
     recipes = opened(base, deltas, [])
-    assert deltas["exact"].num_bytes > base.num_bytes > deltas["math"].num_bytes
+    assert deltas["exact"].num_bytes > recipes.break_even_bytes > deltas["math"].num_bytes
     assert recipes.prepare(recipe("0.5*exact")).path is How.PATCHED
     assert recipes.prepare(recipe("0.5*exact"), How.DECOUPLED).path is How.DECOUPLED
     assert recipes.prepare(recipe("0.5*math")).path is How.DECOUPLED

@@ -111,6 +111,7 @@ def test_the_base(vit: Served) -> None:
             "decoupled": True,
             "error": vit.engine.proof.error,
             "reason": None,
+            "break_even_bytes": vit.engine.recipes.break_even_bytes,
             "layers": dict(vit.engine.proof.layers),
             "continuous_batching": None,
             "not_continuous_reason": None,

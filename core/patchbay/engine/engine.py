@@ -24,6 +24,7 @@ from patchbay.engine.recipes import Load, Path, Ready, Recipes
 from patchbay.engine.runner import Runner
 from patchbay.engine.scheduler import Limits
 from patchbay.errors import ShuttingDown, UnsupportedTask
+from patchbay.execute.break_even import break_even_bytes
 from patchbay.execute.patch import Patcher
 from patchbay.execute.prove import Proof, prove
 from patchbay.execute.wrap import wrap
@@ -101,7 +102,14 @@ class Engine:
         if self._language is None:
             is_plain = backbone.task is Task.EMBEDDING
             self.encoders.why_alone(UnitVectors(backbone.model) if is_plain else Logits(backbone.model))
-        self.recipes = Recipes(backbone, load, self.proof, delta_bytes=budgets.deltas, plan_bytes=budgets.plans)
+        self.recipes = Recipes(
+            backbone,
+            load,
+            self.proof,
+            delta_bytes=budgets.deltas,
+            plan_bytes=budgets.plans,
+            break_even_bytes=break_even_bytes(backbone) if self.proof.ok else 0,
+        )
         self.recipes.deltas.relieve = self._forget_batches
         self.integrity = Integrity(
             backbone,

@@ -85,7 +85,8 @@ class Built:
 
 class Recipes:
     """`delta_bytes` bounds the deltas in memory, those of requests under way included: who needs another one waits for
-    room, `max_wait` seconds at the most. `plan_bytes` bounds the plans and merged deltas that are kept.
+    room, `max_wait` seconds at the most. `plan_bytes` bounds the plans and merged deltas that are kept. Deltas of more
+    than `break_even_bytes` are patched where nobody says how.
     """
 
     def __init__(
@@ -96,9 +97,11 @@ class Recipes:
         *,
         delta_bytes: int,
         plan_bytes: int,
+        break_even_bytes: int,
         max_wait: float = MAX_WAIT_S,
     ) -> None:
         self.backbone, self.proof = backbone, proof
+        self.break_even_bytes = break_even_bytes
         self.deltas: Pool[CompiledDelta] = Pool(delta_bytes, max_wait=max_wait)
         self.plans: Pool[Built] = Pool(plan_bytes)
         # One for all requests of a recipe while any is under way: their rows are one segment then.
@@ -216,8 +219,8 @@ class Recipes:
         return "a delta replaces whole tensors" if merged.plan.copied else None
 
     def _is_heavy(self, merged: Merged, deltas: Mapping[str, Delta]) -> bool:
-        """Whether a delta is larger than the base: reading it beside the base costs more than writing it there."""
-        return any(delta.num_bytes > self.backbone.num_bytes for delta in merged.deltas(list(deltas.values())))
+        """Whether reading a delta beside the base at every step costs more than what steps in common save."""
+        return any(delta.num_bytes > self.break_even_bytes for delta in merged.deltas(list(deltas.values())))
 
     def _active(self, recipe: CanonicalRecipe, built: Built, terms: Mapping[str, CompiledDelta]) -> ActivePlan:
         known = self._in_use.get(recipe.hash)

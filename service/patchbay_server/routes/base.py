@@ -50,7 +50,13 @@ def _cached(engine: Engine) -> dict[str, int]:
 def _execution(engine: Engine, *, with_use: bool) -> dict[str, Any]:
     """What was proved of the model at start, and the memory for keys and values: null where it writes no text."""
     proof = engine.proof
-    found = {"decoupled": proof.ok, "error": proof.error, "reason": proof.reason, "layers": dict(proof.layers)}
+    found = {
+        "decoupled": proof.ok,
+        "error": proof.error,
+        "reason": proof.reason,
+        "break_even_bytes": engine.recipes.break_even_bytes if proof.ok else None,
+        "layers": dict(proof.layers),
+    }
     if engine.backbone.task not in LANGUAGE:
         return found | {"continuous_batching": None, "not_continuous_reason": None, "kv": None}
     why, memory = engine.language.not_continuous, engine.language.memory

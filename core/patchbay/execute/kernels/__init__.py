@@ -19,7 +19,7 @@ from patchbay.execute.kernels.low_rank import LowRank
 from patchbay.execute.kernels.packed import Packed, can_pack
 from patchbay.execute.kernels.sparse import Sparse
 
-__all__ = ["Kernel", "compile_matrix", "parts_of"]
+__all__ = ["Kernel", "compile_entries", "compile_matrix", "parts_of"]
 
 
 class Kernel(Protocol):
@@ -50,7 +50,7 @@ def compile_matrix(delta: Delta, name: str, spec: TensorSpec, device: torch.devi
         whole = delta.vectors[name]
         difference = (whole.T if transposed else whole).contiguous().to(device)
         return Dense(difference, _own_bytes(difference, whole))
-    sparse = _entries(delta.matrices[name], transposed, device) if name in delta.matrices else None
+    sparse = compile_entries(delta.matrices[name], transposed, device) if name in delta.matrices else None
     if name not in delta.factors:
         assert sparse is not None, f"the delta does not change {name}"
         return sparse
@@ -71,7 +71,7 @@ def _own_bytes(made: torch.Tensor, source: torch.Tensor) -> int:
     return 0 if made.data_ptr() == source.data_ptr() else made.nbytes
 
 
-def _entries(rows: KeptRows, transposed: bool, device: torch.device) -> Sparse | Packed:
+def compile_entries(rows: KeptRows, transposed: bool, device: torch.device) -> Sparse | Packed:
     if isinstance(rows, PackedRows) and rows.transposed == transposed and can_pack(rows.inputs, device):
         return Packed(rows)
     return Sparse.of(rows.unpacked(), transposed=transposed, device=device)
