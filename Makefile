@@ -13,7 +13,7 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## a virtual environment in .venv with everything installed
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py core/patchbay/execute/kernels/rows.c
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard core/patchbay/execute/kernels/*.c)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0

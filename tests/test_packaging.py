@@ -37,7 +37,7 @@ def test_the_wheel_holds_two_packages_and_their_types(tmp_path: Path) -> None:
     assert tops == {"patchbay", "patchbay_server"}
     assert {"patchbay/py.typed", "patchbay_server/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    compiled = "patchbay/execute/kernels/_rows.so" in names
+    compiled = "patchbay/execute/kernels/_kernels.so" in names
     assert compiled == (shutil.which("cc") is not None) == (not wheel.name.endswith("-any.whl"))
 
 
@@ -46,7 +46,8 @@ def test_without_a_compiler_the_package_is_there_all_the_same(tmp_path: Path) ->
     wheel = built_wheel(tmp_path, PATH=str(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "patchbay/execute/kernels/rows.c" in names and not any(name.endswith(".so") for name in names)
+    sources = {f"patchbay/execute/kernels/{name}.c" for name in ("rows", "linear")}
+    assert sources <= set(names) and not any(name.endswith(".so") for name in names)
 
 
 def test_pyproject_has_lower_bounds_only() -> None:

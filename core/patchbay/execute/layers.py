@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from patchbay.execute.active import ActivePlan
 from patchbay.execute.context import Batch, Segment, entered, running
+from patchbay.execute.kernels.linear import linear
 
 Names = Mapping[str, str]  # a layer's own parameters -> the checkpoint's names
 
@@ -89,7 +89,7 @@ class DeltaLinear(nn.Linear):
         # Of an input with the strides of a larger one, as a slice of the last tokens, torch makes a product a row, or
         # one that is slow: also where there is but one row, which is contiguous by name.
         rows = x.reshape(-1, x.shape[-1])
-        y = functional.linear(rows, self.weight, self.bias if bias is None else None)
+        y = linear(rows, self.weight, self.bias if bias is None else None)
         y = y.view(*x.shape[:-1], y.shape[-1])
         if batch is not None:
             add_deltas(batch, self.names["weight"], x, y)

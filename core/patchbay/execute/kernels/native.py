@@ -1,14 +1,15 @@
-"""The C code of rows.c as one function, where the package's build made it; elsewhere torch does what it does.
+"""The C code of rows.c and linear.c as functions, where the package's build made it; elsewhere torch does what it does.
 
-Knows nothing of how entries are laid out, and of layers.
+Knows nothing of how entries are laid out, of tensors and of layers.
 """
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from pathlib import Path
 
-LIBRARY = Path(__file__).with_name("_rows.so")
+LIBRARY = Path(__file__).with_name("_kernels.so")
 
 
 class Matrix(ctypes.Structure):
@@ -58,6 +59,9 @@ def _load() -> ctypes.CDLL | None:
     numbers, pointer = ctypes.c_int64, ctypes.c_void_p
     library.patchbay_add_entries.argtypes = [ctypes.POINTER(Matrix), pointer, numbers, numbers, numbers, pointer]
     library.patchbay_add_entries.restype = None
+    library.patchbay_linear.argtypes = [pointer] * 4 + [numbers] * 3 + [ctypes.c_int]
+    library.patchbay_linear.restype = None
+    library.patchbay_has_bf16.restype = ctypes.c_int
     return library
 
 
@@ -66,6 +70,18 @@ _library = _load()
 
 def is_there() -> bool:
     return _library is not None
+
+
+@cache
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16 by itself, as `linear` needs it."""
+    return _library is not None and bool(_library.patchbay_has_bf16())
+
+
+def linear(x: int, weight: int, bias: int | None, y: int, sizes: tuple[int, int, int], threads: int) -> None:
+    """y = x W^T + b, all by their addresses, in bf16 and without gaps; `sizes`: rows of x, inputs, outputs."""
+    assert _library is not None
+    _library.patchbay_linear(x, weight, bias, y, *sizes, threads)
 
 
 def add_rows(call: Call, threads: int) -> None:
