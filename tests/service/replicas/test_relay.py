@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from threading import Thread
 
 import httpx2
@@ -21,14 +21,19 @@ EVENTS = HEAD + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\
 
 @contextmanager
 def says(answer: bytes) -> Iterator[str]:
-    """A server that answers one request so, and hangs up."""
+    """A server that answers one request so, and hangs up. What it has not read of the request by then it reads first: a
+    socket closed on unread bytes takes back what was answered.
+    """
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
         def serve() -> None:
             connection, _ = listener.accept()
-            with connection:
+            with connection, suppress(ConnectionError):
                 connection.recv(1 << 16)
                 connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass
 
         thread = Thread(target=serve)
         thread.start()
