@@ -58,6 +58,34 @@ def test_it_goes_on_to_the_identical_end(parts: tuple[Batches, Batches], tmp_pat
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.parametrize("after", [1, 3])
+def test_who_says_so_stops_it_after_a_whole_step(parts: tuple[Batches, Batches], tmp_path: Path, after: int) -> None:
+    """Between two reports, before the first checkpoint; and it goes on to the identical end."""
+    seldom = replace(OPTIONS, save_every=200, report_every=2)
+    pretrain(*parts, tmp_path / "whole", seldom, lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(*parts, tmp_path / "cut", seldom, lambda _: None, lambda done, _: done < after)
+    kept, steps = state_of(tmp_path / "cut"), list[int]()
+    assert kept is not None and kept.step == after
+
+    def goes_on(done: int, of: int) -> bool:
+        steps.append(done)
+        return True
+
+    last = pretrain(*parts, tmp_path / "cut", seldom, lambda _: None, goes_on)
+    assert steps == list(range(after + 1, last.steps + 1))
+    histories = [state.history for name in ("whole", "cut") if (state := state_of(tmp_path / name))]
+    assert histories[0] == histories[1]
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_loss_that_is_no_number(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the loss is nan in step [2-9].*: take a lower --rate"):
+        pretrain(*parts, tmp_path, replace(OPTIONS, highest_rate=1e30), lambda _: None)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_seeds_differ(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
     reports = [pretrain(*parts, tmp_path / str(seed), replace(OPTIONS, seed=seed), lambda _: None) for seed in (1, 2)]
     assert reports[0].judged != reports[1].judged

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ _MODEL, _OPTIMISER, _STATE = "model.safetensors", "optimiser.safetensors", "stat
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """`step`: how many are done. `options`: those it was begun with. `history`: a line for each report."""
+    """`step`: how many are done. `options`: those it was begun with. `history`: a line for each report; `untold`:
+    losses of the steps since the last of them.
+    """
 
     step: int
     options: dict[str, Any]
     history: list[dict[str, float]]
+    untold: list[float] = field(default_factory=list)
 
 
 def check_out(out: Path, *, goes_on: bool) -> None:
@@ -49,8 +52,7 @@ def save(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: S
     fresh.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, fresh / _MODEL)
     save_file(_moments(model, optimiser), fresh / _OPTIMISER)
-    line = {"step": state.step, "options": state.options, "history": state.history}
-    (fresh / _STATE).write_text(json.dumps(line), "utf-8")
+    (fresh / _STATE).write_text(json.dumps(asdict(state)), "utf-8")
     old = out / _OLD
     if there.exists():
         there.rename(old)
@@ -89,7 +91,7 @@ def state_of(out: Path) -> State | None:
         return None
     try:
         line = json.loads((there / _STATE).read_text("utf-8"))
-        return State(int(line["step"]), dict(line["options"]), list(line["history"]))
+        return State(int(line["step"]), dict(line["options"]), list(line["history"]), list(line.get("untold", [])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(there, error) from error
 

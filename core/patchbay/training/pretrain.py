@@ -6,6 +6,7 @@ Knows nothing of files of recordings, of the command line and of plots.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +36,8 @@ LOWER = "take a smaller --size, fewer --channels or shorter --window-seconds"
 @dataclass(frozen=True, slots=True)
 class Options:
     """`epochs` of the cycle; `rest` is how many more follow at the low rate (Schedule). Rates are the paper's. `steps`:
-    what was done to the recordings; the model's config keeps it.
+    what was done to the recordings; the model's config keeps it. Of all steps every so many are told of
+    (`report_every`) or kept in a checkpoint (`save_every`).
     """
 
     size: str = "small"
@@ -65,19 +67,29 @@ class Report:
 
 
 OnReport = Callable[[Report], None]
+OnStep = Callable[[int, int], bool]
 
 
-def pretrain(train: Batches, held_out: Batches, out: Path, options: Options, on_report: OnReport) -> Report:
+def pretrain(
+    train: Batches,
+    held_out: Batches,
+    out: Path,
+    options: Options,
+    on_report: OnReport,
+    on_step: OnStep = lambda *_: True,
+) -> Report:
     """Writes `out` as transformers reads it. What was begun there with the same options goes on, to the same end.
+    `on_step(done, of)` says after every step whether to go on.
 
-    Raises InputError where the recordings have fewer windows than a batch, `out` was begun otherwise or has something
-    else, and where training takes more memory than there is.
+    Raises KeyboardInterrupt where it does not, with all steps so far in a checkpoint. Raises InputError where the
+    recordings have fewer windows than a batch, `out` was begun otherwise or has something else, where training takes
+    more memory than there is, and where the loss is no number any more.
     """
     checkpoint.check_out(out, goes_on=True)
     if len(train) < options.batch_size:
         raise InputError(f"{len(train)} windows are fewer than a batch of {options.batch_size}", param="data")
     training = _Training(train, held_out, out, options)
-    report = training.run(on_report)
+    report = training.run(on_report, on_step)
     training.model.save_pretrained(out)
     return report
 
@@ -103,12 +115,12 @@ class _Training:
         self.history: list[dict[str, float]] = []
         self._order: tuple[int, list[list[int]]] = (-1, [])  # of an epoch
 
-    def run(self, on_report: OnReport) -> Report:
+    def run(self, on_report: OnReport, on_step: OnStep) -> Report:
         asked = json.loads(json.dumps({**asdict(self.options), "windows": len(self.train)}))
         done = checkpoint.restore(self.out, self.model, self.optimiser, asked)
         self.history = done.history if done else []
         begun, first = time.monotonic(), done.step if done else 0
-        losses: list[float] = []
+        losses = done.untold if done else []
         report = None
         if first == self.schedule.steps:
             report = self._report(first, [self.history[-1]["loss"]], 0.0)
@@ -121,10 +133,13 @@ class _Training:
                 report = self._report(at, losses, pace * (self.schedule.steps - at))
                 self.history.append({"step": at, "loss": report.loss, "judged": report.judged, "zero": report.zero})
                 losses = []
-            if is_last or at % self.options.save_every == 0:
-                checkpoint.save(self.out, self.model, self.optimiser, State(at, asked, self.history))
+            goes_on = on_step(at, self.schedule.steps) or is_last
+            if is_last or not goes_on or at % self.options.save_every == 0:
+                checkpoint.save(self.out, self.model, self.optimiser, State(at, asked, self.history, losses))
             if is_told and report is not None:
                 on_report(report)
+            if not goes_on:
+                raise KeyboardInterrupt
         assert report is not None, "the last step is told of"
         return report
 
@@ -139,6 +154,9 @@ class _Training:
             group["lr"] = self.schedule.rate(step)
         self.optimiser.zero_grad(set_to_none=True)
         loss = self._backward(batch, step)
+        if not math.isfinite(loss):
+            text = f"the loss is {loss} in step {step + 1}: take a lower --rate, and another --out"
+            raise InputError(text, param="rate")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimiser.step()
         return loss

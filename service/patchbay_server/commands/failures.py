@@ -5,7 +5,7 @@
 | 0 | done |
 | 1 | a failure: no server answers or it fails (5xx), a port that is taken, no space, no memory, a bug |
 | 2 | bad input: wrong usage, a file that is missing or refused, a request that the server refuses (4xx) |
-| 130 | interrupted (Ctrl-C) |
+| 130 | interrupted (Ctrl-C; pre-training by SIGTERM, too) |
 
 Knows nothing of the commands. Imports no HTTP client: `commands.client` raises what is defined here.
 """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchbay_server.commands.interrupts import held_back
 from patchbay_server.commands.options import JsonOption
 from patchbay_server.commands.output import facts, open_console, print_json, progress
 from patchbay_server.commands.plots import check_plot
@@ -50,7 +53,10 @@ def pretrain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Pre-train on recordings without labels: hidden samples are guessed from the others (AAMP)."""
+    """Pre-train on recordings without labels: hidden samples are guessed from the others (AAMP).
+
+    A checkpoint is kept every 200 steps, and after Ctrl-C or SIGTERM: the same command goes on from there.
+    """
     if plot is not None:
         check_plot(plot)
     from patchbay.training.checkpoint import check_out
@@ -70,15 +76,36 @@ def pretrain(
     left_out.tell()
     first, second = split(found, held_out)
     check_enough(found, first, batch_size)
-    with progress("pre-training") as update:
+    with _kept(out), held_back() as is_asked, progress("pre-training") as update:
+        known = ""
 
         def show(report: Report) -> None:
-            update(report.step, report.steps, f"loss {report.loss:.3f}, held out {report.judged:.3f}")
+            nonlocal known
+            known = f"loss {report.loss:.3f}, held out {report.judged:.3f}"
 
-        last = train(Batches(first), Batches(second), out, options, show)
+        def step(done: int, of: int) -> bool:
+            update(done, of, known)
+            return not is_asked()
+
+        last = train(Batches(first), Batches(second), out, options, show, step)
     if plot is not None:
         _draw(out, plot)
     _print(last, found, out, left_out.found, as_json=as_json)
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    """Says of a run that is stopped what of it is kept."""
+    from patchbay.training.checkpoint import FOLDER, state_of
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = state_of(out)
+        kept = f"its first {state.step} steps are kept in {out / FOLDER}" if state else "no step of it is kept"
+        goes_on = "goes on from there" if state else "begins anew"
+        open_console(stderr=True).print(f"{kept}: the same command {goes_on}", soft_wrap=True)
+        raise
 
 
 def _known(size: str) -> str:

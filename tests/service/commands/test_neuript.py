@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal as signals
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from patchbay.models.neuript import NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTForPreTraining
 from patchbay.models.neuript.montage import electrode_positions
 from patchbay.models.neuript.steps import Steps
+from patchbay.training.checkpoint import state_of
 from patchbay.training.examples import PARTS
 from patchbay.training.presets import PRESETS
 from patchbay_server.cli import app
@@ -53,6 +56,34 @@ def test_a_folder_and_a_plot(data: Path, tmp_path: Path) -> None:
     code, out, _ = run(*asked(data, tmp_path / "model", "--plot", tmp_path / "loss.png"))
     assert code == 0 and "held out" in out and "of guessing zeros" in out, "there is nothing left to do"
     assert (tmp_path / "loss.png").read_bytes() == drawn and len(drawn) > 20_000, "more than empty axes"
+
+
+def test_a_run_that_is_stopped_keeps_its_steps(data: Path, tmp_path: Path) -> None:
+    """Long before the first checkpoint that it would have written."""
+    out, kept = tmp_path / "model", list[int]()
+    for number in (signals.SIGINT, signals.SIGTERM):
+        code, err = stopped([*asked(data, out), "--epochs", 40, "--rest", 10], number)
+        state = state_of(out)
+        assert code == 130 and state is not None and state.step < 200, err
+        assert "stopping after this step; once more stops at once" in err
+        told = f"its first {state.step} steps are kept in {out / 'checkpoint'}: the same command goes on from there"
+        assert told in err and err.endswith("error: interrupted\n"), err
+        kept.append(state.step)
+    assert kept[1] > kept[0] > 0, "it went on"
+
+
+def stopped(arguments: list[object], number: int) -> tuple[int, str]:
+    """Once training has begun, as its bar says: exit code and stderr."""
+    command = [sys.executable, "-m", "patchbay_server.cli", "neuript", "pretrain", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"TTY_COMPATIBLE": "1"}) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"pre-training" not in seen:
+            seen += (read := process.stderr.read1())
+            assert read, seen
+        process.send_signal(number)
+        seen += process.stderr.read()
+    return process.returncode, seen.decode().replace("\r", "")
 
 
 @pytest.mark.parametrize(
