@@ -110,7 +110,38 @@ def test_the_best_epoch_is_kept(base: Path, parts: Parts, tmp_path: Path) -> Non
     outcome = finetune(base, parts, STEPS, tmp_path, wild)
     alone, tuned = outcome.scores["head alone"], outcome.scores["fine-tuned"]
     assert alone is not None and tuned is not None and tuned.balanced_accuracy >= alone.balanced_accuracy - 1e-9
-    assert outcome.epochs < 9
+    assert outcome.epochs < 9 and outcome.kept < outcome.epochs
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_a_training_that_falls_apart(base: Path, parts: Parts, tmp_path: Path, validation: float) -> None:
+    """Its weights are NaN, or their answers are: the head alone is kept, and that is said."""
+    found = parts if validation else {**parts, "validation": []}
+    outcome = finetune(base, found, STEPS, tmp_path, replace(OPTIONS, highest_rate=1e30))
+    assert outcome.warnings[:2] == (
+        "the training diverged in epoch 1, and ended: take a lower --rate",
+        "no epoch was as good as the head alone: that is kept, on the base's own encoder",
+    )
+    assert outcome.kept == 0 and [line["validation"] for line in outcome.history] == [None]
+    assert outcome.scores["fine-tuned"] == outcome.scores["head alone"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_without_a_validation_part_nothing_is_said_of_it(base: Path, parts: Parts, tmp_path: Path) -> None:
+    outcome = finetune(base, {**parts, "validation": []}, STEPS, tmp_path, OPTIONS)
+    assert [line["validation"] for line in outcome.history] == [None, None]
+    assert outcome.kept == outcome.epochs == 2 and not any("validation" in text for text in outcome.warnings)
+
+
+def test_a_base_that_answers_nothing(parts: Parts, tmp_path: Path) -> None:
+    model = NeurIPTForPreTraining(NeurIPTConfig.of_size("test"))
+    with torch.no_grad():
+        next(model.neuript.parameters()).fill_(float("nan"))
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match="the base answers NaN or infinity") as caught:
+        finetune(tmp_path / "base", parts, STEPS, tmp_path / "out", OPTIONS)
+    assert caught.value.param == "base" and not (tmp_path / "out").exists()
 
 
 def test_what_is_no_encoder(base: Path, parts: Parts, tmp_path: Path) -> None:

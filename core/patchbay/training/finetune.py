@@ -6,7 +6,7 @@ recordings, of the command line and of plots.
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from patchbay.models.neuript import (
     NeurIPTOutput,
 )
 from patchbay.models.neuript.steps import Steps
+from patchbay.training import doubts
 from patchbay.training.accumulate import Usages, accumulate, parts_of, seed_of
 from patchbay.training.band_power import discriminant
 from patchbay.training.base import encoder_of
@@ -31,7 +32,7 @@ from patchbay.training.checkpoint import check_out
 from patchbay.training.examples import PARTS, Examples, Parts, classes_of
 from patchbay.training.head import features, fit_head
 from patchbay.training.memory import check_fits, give_back_at_once, plan_for
-from patchbay.training.metrics import Classes, Metrics, Probabilities, confusion, majority, metrics
+from patchbay.training.metrics import Classes, Metrics, Probabilities, balanced_accuracy, confusion, majority, metrics
 from patchbay.training.schedule import Schedule
 from patchbay.training.windows import Batches, Tensors, rows_of
 
@@ -71,6 +72,8 @@ class Progress:
 class Outcome:
     """`scores` on the test part by name: `majority`, `band power + LDA` (None where recordings differ in their
     channels), `head alone` and `fine-tuned`, where that was asked for. `confusion` [class, answer] is of the last.
+    `epochs` were run, and the weights are those after the epoch `kept`, 0 being the head alone; None in `history` is
+    what was not measured. `warnings`: why it may be of little use.
     """
 
     classes: tuple[str, ...]
@@ -78,7 +81,9 @@ class Outcome:
     scores: Mapping[str, Metrics | None]
     confusion: list[list[int]]
     epochs: int
-    history: list[dict[str, float]] = field(default_factory=list)
+    kept: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
 
 
 OnProgress = Callable[[Progress], None]
@@ -104,14 +109,17 @@ def finetune(
         "band power + LDA": _band_power(parts, data),
         "head alone": metrics(training.answers("test"), data["test"].classes),
     }
-    epochs = training.run() if options.epochs else 0
+    if options.epochs:
+        training.run()
     answers = training.answers("test")
     if options.epochs:
         scores["fine-tuned"] = metrics(answers, data["test"].classes)
     model.save_pretrained(out)
-    save_file(_calibration(data["train"]), out / CALIBRATION)
+    save_file(data["train"].batches.of(data["train"].batches.apart(MOST_CALIBRATION)), out / CALIBRATION)
     counts = {part: len(each) for part, each in data.items()}
-    return Outcome(classes, counts, scores, confusion(answers, data["test"].classes), epochs, training.history)
+    table = confusion(answers, data["test"].classes)
+    warnings = (*training.warnings, *doubts.of_scores(scores))
+    return Outcome(classes, counts, scores, table, len(training.history), training.kept, training.history, warnings)
 
 
 class _Data:
@@ -135,7 +143,8 @@ class _Training:
         self, model: NeurIPTForEEGClassification, data: Mapping[str, _Data], options: Options, on_progress: OnProgress
     ) -> None:
         self.model, self.data, self.options, self.on_progress = model, data, options, on_progress
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
+        self.kept, self.warnings = 0, list[str]()
         windows = max(each.batches.largest for each in data.values())
         parameters = sum(each.numel() for each in model.parameters())
         assert isinstance(model.config, NeurIPTConfig)
@@ -154,30 +163,35 @@ class _Training:
                 done += len(each)
                 self.on_progress(Progress("features", done, of))
             found.append((torch.cat(rows) if rows else torch.zeros(0, 1), self.data[part].targets))
+        if not all(torch.isfinite(rows).all() for rows, _ in found):
+            raise InputError("the base answers NaN or infinity: its training has diverged, take another", param="base")
         fit_head(self.model, found[0], found[1])
 
-    def run(self) -> int:
-        """The number of epochs that were run. The best one's weights are in the model after it."""
+    def run(self) -> None:
+        """The best epoch's weights are in the model after it."""
         options, train = self.options, self.data["train"]
         each = -(-len(train) // options.batch_size)
         schedule = Schedule(options.epochs * each, 0, options.highest_rate)
         optimiser = torch.optim.AdamW(
             self.model.parameters(), options.highest_rate, (0.9, 0.98), weight_decay=options.weight_decay
         )
-        best, best_epoch, kept = self._judge(), 0, _copied(self.model)
-        begun = time.monotonic()
+        best, weights = self._judge(), _copied(self.model)
         for epoch in range(1, options.epochs + 1):
             loss = self._epoch(epoch, optimiser, schedule)
-            judged = self._judge()
-            self.history.append({"epoch": epoch, "loss": loss, "validation": judged[0]})
-            if judged >= best:
-                best, best_epoch, kept = judged, epoch, _copied(self.model)
-            note = f"loss {loss:.3f}, validation {judged[0]:.3f}, {(time.monotonic() - begun) / epoch:.0f} s an epoch"
-            self.on_progress(Progress("training", epoch * each, options.epochs * each, note))
-            if epoch - best_epoch >= options.patience:
+            judged = self._judge() if math.isfinite(loss) and self._is_finite() else None
+            validation = judged[0] if judged and len(self.data["validation"]) else None
+            self.history.append({"epoch": epoch, "loss": loss, "validation": validation})
+            if judged is None:
+                self.warnings.append(f"the training diverged in epoch {epoch}, and ended: take a lower --rate")
                 break
-        self.model.load_state_dict(kept)
-        return epoch
+            if judged >= best:
+                best, self.kept, weights = judged, epoch, _copied(self.model)
+            note = f"loss {loss:.3f}" + ("" if validation is None else f", validation {validation:.3f}")
+            self.on_progress(Progress("training", epoch * each, options.epochs * each, note))
+            if epoch - self.kept >= options.patience:
+                break
+        self.model.load_state_dict(weights)
+        self.warnings += doubts.of_epochs(self.history, self.kept, best[0], len(set(self.data["validation"].classes)))
 
     @torch.no_grad()
     def answers(self, part: str) -> Probabilities:
@@ -186,10 +200,19 @@ class _Training:
         batches = self.data[part].batches
         found, size = [], min(self.rows, MOST_ROWS)
         for first in range(0, len(batches), size):
-            batch = self._batch(batches, range(first, min(first + size, len(batches))))
-            found.append(torch.softmax(self.model(**batch).logits.double(), 1).cpu())
-        rows: Probabilities = torch.cat(found).numpy() if found else np.zeros((0, 1))
-        return rows
+            found.append(self._answers(batches, range(first, min(first + size, len(batches)))))
+        return np.concatenate(found) if found else np.zeros((0, 1))
+
+    def _answers(self, batches: Batches, numbers: Sequence[int]) -> Probabilities:
+        logits: torch.Tensor = self.model(**self._batch(batches, numbers)).logits
+        return torch.softmax(logits.double(), 1).cpu().numpy()
+
+    @torch.no_grad()
+    def _is_finite(self) -> bool:
+        """The weights, and what they answer to a window."""
+        self.model.train(False)
+        weights = all(bool(each.isfinite().all()) for each in self.model.parameters())
+        return weights and bool(np.isfinite(self._answers(self.data["train"].batches, range(1))).all())
 
     def _epoch(self, epoch: int, optimiser: torch.optim.Optimizer, schedule: Schedule) -> float:
         train, size = self.data["train"], self.options.batch_size
@@ -237,7 +260,7 @@ class _Training:
             return 0.0, 0.0
         answers = self.answers("validation")
         likelihood = float(np.log(answers[np.arange(len(data)), data.classes] + 1e-12).mean())
-        return _balanced_accuracy(answers, data.classes), likelihood
+        return balanced_accuracy(answers, data.classes), likelihood
 
     def _batch(self, batches: Batches, numbers: Sequence[int]) -> Tensors:
         return {name: tensor.to(self.model.device) for name, tensor in batches.of(numbers).items()}
@@ -272,15 +295,5 @@ def _band_power(parts: Parts, data: Mapping[str, _Data]) -> Metrics | None:
     return metrics(found, data["test"].classes)
 
 
-def _balanced_accuracy(answers: Probabilities, classes: Classes) -> float:
-    hits = answers.argmax(1) == classes
-    return float(np.mean([hits[classes == name].mean() for name in np.unique(classes)]))
-
-
 def _copied(model: NeurIPTForEEGClassification) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _calibration(data: _Data) -> dict[str, torch.Tensor]:
-    count = min(MOST_CALIBRATION, len(data))
-    return data.batches.of([round(number * len(data) / count) for number in range(count)])

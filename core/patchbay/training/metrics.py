@@ -39,6 +39,12 @@ def metrics(probabilities: Probabilities, classes: Classes) -> Metrics:
     )
 
 
+def balanced_accuracy(probabilities: Probabilities, classes: Classes) -> float:
+    """The mean over the classes that are there of how many of its windows are right."""
+    hits = probabilities.argmax(1) == classes
+    return float(np.mean([hits[classes == name].mean() for name in np.unique(classes)]))
+
+
 def confusion(probabilities: Probabilities, classes: Classes) -> list[list[int]]:
     """[class, answer]: how many windows."""
     count = probabilities.shape[1]

@@ -209,10 +209,8 @@ class _Training:
         return (errors / count, zeros / count) if count else (float("nan"), float("nan"))
 
     def _judged(self) -> Iterator[Tensors]:
-        size = self.options.batch_size
-        count = min(len(self.held_out), MOST_JUDGED)
-        apart = [round(number * len(self.held_out) / count) for number in range(count)] if count else []
-        for first in range(0, count, size):
+        size, apart = self.options.batch_size, self.held_out.apart(MOST_JUDGED)
+        for first in range(0, len(apart), size):
             yield self._batch(self.held_out.of(apart[first : first + size]))
 
     def _batch(self, batch: Tensors) -> Tensors:

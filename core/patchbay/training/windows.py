@@ -97,6 +97,11 @@ class Batches:
         shapes = [tuple(item.signal.shape) for item in self._inputs]
         return (max(channels for channels, _ in shapes), shapes[0][1]) if shapes else (0, 0)
 
+    def apart(self, most: int) -> list[int]:
+        """Numbers of at most so many windows, as far apart as can be."""
+        count = min(most, len(self))
+        return [round(number * len(self) / count) for number in range(count)]
+
     def of(self, numbers: Sequence[int]) -> Tensors:
         """`signal` [B, D, T], `positions`, `lobes` and, where channels differ in number, `channel_mask`."""
         return signal_batch([self._inputs[number] for number in numbers])

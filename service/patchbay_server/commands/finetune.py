@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchbay_server.commands.options import JsonOption
-from patchbay_server.commands.output import facts, listing, open_console, print_json, progress
+from patchbay_server.commands.output import facts, listing, open_console, print_json, printable, progress
 from patchbay_server.commands.plots import check_plot
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.commands.recordings import (
@@ -116,18 +117,28 @@ def finetune(
         found = examples(files, rule, steps, tell, left_out, annotations=named)
     left_out.tell()
     warnings = unlike(found, how)
-    for warning in warnings:
-        open_console(stderr=True).print(warning)
+    _tell(warnings)
     parts = divide(found, how)
     with progress("fine-tuning") as update:
+        stage, known = "", ""
 
         def show(at: Progress) -> None:
-            update(at.done, at.of, at.note or at.stage)
+            nonlocal stage, known
+            if at.stage != stage:
+                update(0, at.of, at.stage)
+            stage, known = at.stage, at.note or known
+            update(at.done, at.of, known or at.stage)
 
         outcome = train(base, parts, steps, out, options, show)
     if plot is not None:
         _draw(outcome, plot)
-    _print(outcome, out, {"left_out": left_out.found, "warnings": warnings}, as_json=as_json)
+    _tell(outcome.warnings)
+    _print(outcome, out, left_out.found, [*warnings, *outcome.warnings], as_json=as_json)
+
+
+def _tell(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        open_console(stderr=True).print(f"warning: {printable(warning)}", soft_wrap=True)
 
 
 def _of_preset(name: str, data: Path, context: typer.Context) -> tuple[Steps, Split, Rule, list[Path]]:
@@ -187,9 +198,9 @@ def _split(kind: str, validation: float, test: float) -> Split:
     return Split(kind, validation, test)  # type: ignore[arg-type]
 
 
-def _print(outcome: Outcome, out: Path, told: dict[str, object], *, as_json: bool) -> None:
+def _print(outcome: Outcome, out: Path, left_out: dict[str, str], warnings: list[str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"out": str(out), **asdict(outcome), **told})
+        print_json({"out": str(out), **asdict(outcome), "left_out": left_out, "warnings": warnings})
         return
     console = open_console()
     windows = ", ".join(f"{count} {part}" for part, count in outcome.windows.items())

@@ -1,11 +1,14 @@
-"""What commands print: results on stdout, as a table or as one JSON object; progress on stderr, on terminals only."""
+"""What commands print: results on stdout, as a table or as one JSON object; progress on stderr, as a bar on terminals
+and elsewhere as a line now and then.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -26,6 +29,7 @@ from patchbay_server.json_values import finite
 # Tables are not cut to 80 columns where they go into a file or a pipe.
 PIPE_WIDTH = 200
 COUNTS: tuple[type[ProgressColumn], ...] = (MofNCompleteColumn, TimeRemainingColumn)
+LINE_EVERY_S = 10.0
 BYTES: tuple[type[ProgressColumn], ...] = (DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
 
 
@@ -85,8 +89,13 @@ def time_text(unix_seconds: float) -> str:
 def progress(
     title: str, columns: tuple[type[ProgressColumn], ...] = COUNTS
 ) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with an eta on stderr; yields `update(done, total, note)`. `done` 0 starts the clock anew: a new stage."""
+    """A bar with an eta on stderr, or lines where that is no terminal; yields `update(done, total, note)`. `done` 0
+    starts the clock anew: a new stage.
+    """
     console = open_console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(title, console, decimal if columns is BYTES else "{:,}".format)
+        return
     note_column = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     text = TextColumn("{task.description}", markup=False, table_column=note_column)
     bar = Progress(
@@ -96,7 +105,6 @@ def progress(
         console=console,
         expand=True,
         transient=True,
-        disable=not console.is_terminal,
         speed_estimate_period=600,  # evaluations of a search take longer than the default window of 30 s
     )
     with bar:
@@ -108,3 +116,27 @@ def progress(
             bar.update(task, total=total, completed=done, description=f"{title}: {printable(note)}")
 
         yield update
+
+
+class _Lines:
+    """What a log shows of long work: `pre-training: 120 of 800, 0:12:03 left, loss 1.234`. Of short work, nothing."""
+
+    def __init__(self, title: str, console: Console, shown: Callable[[int], str]) -> None:
+        self._title, self._console, self._shown = title, console, shown
+        self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None  # of the stage: when, and how much was done
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done == 0 or self._first is None:
+            self._first = now, done
+        if now - self._said < LINE_EVERY_S:
+            return
+        self._said = now
+        begun, before = self._first
+        parts = [f"{self._title}: {self._shown(done)} of {self._shown(total)}"]
+        if before < done <= total:
+            seconds = (now - begun) / (done - before) * (total - done)
+            parts.append(f"{timedelta(seconds=round(seconds))} left")
+        self._console.print(", ".join([*parts, printable(note)] if note else parts), soft_wrap=True)
+        self._console.file.flush()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchbay_server.commands import output
 from patchbay_server.commands.output import BYTES, printable, progress, size_text
 
 
@@ -37,3 +40,20 @@ def test_no_bar_in_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         update(0, 3, "a")
         update(3, 3, "a")
     assert capsys.readouterr() == ("", "")
+
+
+def test_lines_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is left of the stage, which may have begun in the middle."""
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(output, "LINE_EVERY_S", 0.0)
+    with progress("pre-training") as update:
+        update(400, 1000, "loss 1.2")
+        update(401, 1000, "a\x1b[2J")
+        update(1000, 1000, "")
+    with progress("push", BYTES) as update:
+        update(12_345, 2_000_000, "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "pre-training: 400 of 1,000, loss 1.2" and lines[3] == "push: 12.3 kB of 2.0 MB"
+    assert re.fullmatch(r"pre-training: 401 of 1,000, \d+:\d\d:\d\d left, a\\x1b\[2J", lines[1])
+    assert lines[2] == "pre-training: 1,000 of 1,000, 0:00:00 left"
