@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from patchbay.models.neuript.preprocess import windows
 from patchbay.models.neuript.steps import RATE, Steps
 from patchbay.training.files import Opened, load
 from patchbay.training.labels import Rule, starts_of
+from patchbay.training.misfits import OUTSIDE, misfits
 from patchbay.training.windows import OnFile, OnLeftOut, Source, shorter
 
 PARTS = ("train", "validation", "test")
@@ -28,12 +29,15 @@ SplitName = Literal["chronological", "subject", "given"]
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The windows of one recording that have a class, in order of time; `part` where the data set says which."""
+    """The windows of one recording that have a class, in order of time; `part` where the data set says which.
+    `misfits`: what does not fit, and how many of it.
+    """
 
     source: Source
     labels: tuple[str, ...]
     subject: str
     part: str | None = None
+    misfits: Mapping[str, int] = field(default_factory=dict)
 
     def take(self, numbers: Sequence[int]) -> Examples:
         labels = tuple(self.labels[number] for number in numbers)
@@ -128,6 +132,9 @@ def _of_file(path: Path, opened: Opened, rule: Rule, steps: Steps) -> Examples |
     if opened.recording.seconds < steps.window_seconds:
         return shorter(opened.recording.seconds, steps)
     places = starts_of(marks.spans, opened.recording.seconds, steps)
+    unfit = misfits(marks.spans, opened.recording.seconds, steps)
+    if unfit[OUTSIDE] == len(marks.spans):
+        return f"its {opened.recording.seconds:g} s end before the first label, or begin after the last"
     if not places:
         return f"nothing that is labelled is as long as a window of {steps.window_seconds:g} s"
     names = tuple(marks.names.get(name, name) for name in opened.recording.names)
@@ -135,7 +142,7 @@ def _of_file(path: Path, opened: Opened, rule: Rule, steps: Steps) -> Examples |
     labels = tuple(places[round(start * RATE)] for start in cut.starts)
     if not labels:
         return f"every window was rejected ({cut.rejected[0].reason})"
-    return Examples(Source(path, cut), labels, marks.subject, marks.part)
+    return Examples(Source(path, cut), labels, marks.subject, marks.part, unfit)
 
 
 def _naming(path: Path, message: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchbay_server.commands.options import JsonOption
-from patchbay_server.commands.output import facts, listing, open_console, print_json, printable, progress
+from patchbay_server.commands.output import facts, listing, open_console, print_json, progress
 from patchbay_server.commands.plots import check_plot
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.commands.recordings import (
@@ -21,12 +21,13 @@ from patchbay_server.commands.recordings import (
     LeftOut,
     LineOption,
     WindowOption,
+    tell_warnings,
     to_steps,
 )
 
 if TYPE_CHECKING:
     from patchbay.models.neuript.steps import Steps
-    from patchbay.training.examples import Split
+    from patchbay.training.examples import Examples, Split
     from patchbay.training.finetune import Outcome, Progress
     from patchbay.training.labels import Rule
     from patchbay.training.metrics import Metrics
@@ -116,8 +117,8 @@ def finetune(
 
         found = examples(files, rule, steps, tell, left_out, annotations=named)
     left_out.tell()
-    warnings = unlike(found, how)
-    _tell(warnings)
+    warnings = [*unlike(found, how), *_misfits(found, preset)]
+    tell_warnings(warnings)
     parts = divide(found, how)
     with progress("fine-tuning") as update:
         stage, known = "", ""
@@ -132,13 +133,19 @@ def finetune(
         outcome = train(base, parts, steps, out, options, show)
     if plot is not None:
         _draw(outcome, plot)
-    _tell(outcome.warnings)
+    tell_warnings(outcome.warnings)
     _print(outcome, out, left_out.found, [*warnings, *outcome.warnings], as_json=as_json)
 
 
-def _tell(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        open_console(stderr=True).print(f"warning: {printable(warning)}", soft_wrap=True)
+def _misfits(found: Sequence[Examples], preset: str | None) -> list[str]:
+    """Of a preset the windows are as the data set has them."""
+    from patchbay.training.misfits import INTO_NEXT, notes, sentences
+
+    counts = [
+        (one.source.path, {kind: count for kind, count in one.misfits.items() if not (preset and kind == INTO_NEXT)})
+        for one in found
+    ]
+    return [*sentences(counts), *notes((one.source.path, one.source.windows.warnings) for one in found)]
 
 
 def _of_preset(name: str, data: Path, context: typer.Context) -> tuple[Steps, Split, Rule, list[Path]]:

@@ -24,6 +24,7 @@ from patchbay_server.commands.recordings import (
     LeftOut,
     LineOption,
     WindowOption,
+    tell_warnings,
     to_steps,
 )
 
@@ -61,6 +62,7 @@ def pretrain(
         check_plot(plot)
     from patchbay.training.checkpoint import check_out
     from patchbay.training.files import files_in
+    from patchbay.training.misfits import notes
     from patchbay.training.pretrain import Options
     from patchbay.training.pretrain import pretrain as train
     from patchbay.training.shortage import check_enough
@@ -74,6 +76,8 @@ def pretrain(
     with progress("recordings") as update:
         found = sources(files_in(data), steps, lambda path, number, of: update(number, of, path.name), left_out)
     left_out.tell()
+    warnings = notes((source.path, source.windows.warnings) for source in found)
+    tell_warnings(warnings)
     first, second = split(found, held_out)
     check_enough(found, first, batch_size)
     with _kept(out), held_back() as is_asked, progress("pre-training") as update:
@@ -90,7 +94,7 @@ def pretrain(
         last = train(Batches(first), Batches(second), out, options, show, step)
     if plot is not None:
         _draw(out, plot)
-    _print(last, found, out, left_out.found, as_json=as_json)
+    _print(last, found, out, {"left_out": left_out.found, "warnings": warnings}, as_json=as_json)
 
 
 @contextmanager
@@ -117,12 +121,12 @@ def _known(size: str) -> str:
     return size
 
 
-def _print(last: Report, found: list[Source], out: Path, left_out: dict[str, str], *, as_json: bool) -> None:
+def _print(last: Report, found: list[Source], out: Path, told: dict[str, object], *, as_json: bool) -> None:
     windows = sum(len(source.windows.signal) for source in found)
     rejected = sum(len(source.windows.rejected) for source in found)
     counted = {"recordings": len(found), "windows": windows, "rejected": rejected}
     if as_json:
-        print_json({"out": str(out), **counted, "left_out": left_out, **asdict(last)})
+        print_json({"out": str(out), **counted, **told, **asdict(last)})
         return
     of_zero = f"{last.judged / last.zero:.3f} of guessing zeros" if math.isfinite(last.judged) else None
     rows = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ AverageOption = Annotated[bool, typer.Option(help="Reference to the mean of the 
 LineOption = Annotated[float | None, typer.Option(help="The mains: a notch at 50 or 60.")]
 
 
-NAMED = 5  # recordings that were left out, where nobody asked for JSON
+NAMED = 5  # warnings, and recordings that were left out, where nobody asked for JSON
 
 
 @dataclass(slots=True)
@@ -42,6 +43,15 @@ class LeftOut:
             console.print(f"left out: {printable(path)}: {printable(why)}")
         if len(self.found) > NAMED:
             console.print(f"left out: {len(self.found) - NAMED} recordings more; --json names them")
+
+
+def tell_warnings(warnings: Sequence[str]) -> None:
+    """On stderr, whatever stdout is for."""
+    console = open_console(stderr=True)
+    for warning in warnings[:NAMED]:
+        console.print(f"warning: {printable(warning)}", soft_wrap=True)
+    if len(warnings) > NAMED:
+        console.print(f"warning: {len(warnings) - NAMED} more; --json names them")
 
 
 def to_steps(

@@ -235,6 +235,27 @@ def test_recordings_that_are_left_out_are_told_of(base: Path, marked: Path, tmp_
     assert "left out: " in err and "plain.edf: the labels say nothing" in err
 
 
+def test_labels_that_do_not_fit_are_told_of(base: Path, tmp_path: Path) -> None:
+    marks = [(2.0 * number, 2.0, f"T{number % 2}") for number in range(15)]
+    write_marked(tmp_path / "data" / "x.edf", [*marks, (29.5, 9.0, "T1"), (99.0, 2.0, "T0")], seconds=30)
+    asked = ["--base", base, "--data", tmp_path / "data", "--frozen", "--json", "--window-seconds"]
+    code, out, err = run(*asked, 1, "--out", tmp_path / "filled", command="finetune")
+    assert code == 0, err
+    assert json.loads(out)["warnings"][:3] == [
+        "labels that reach past the end of their recording, and are cut there: 1, in x.edf",
+        "labels shorter than a window, which are not used: 1, in x.edf",
+        "labels outside of their recording, which are not used: 1, in x.edf",
+    ]
+    assert "warning: labels that reach past the end" in err
+    code, out, err = run(*asked, 2, "--onset", 0.5, "--out", tmp_path / "onset", command="finetune")
+    assert code == 0, err
+    assert json.loads(out)["warnings"][:3] == [
+        "windows that reach into the next label: 14, in x.edf",
+        "windows that reach out of their recording, and are left out: 2, in x.edf",
+        "labels outside of their recording, which are not used: 1, in x.edf",
+    ]
+
+
 def test_more_than_memory_holds(tmp_path: Path) -> None:
     """Refused before the model is made, with what may be lowered."""
     names = [name for name in electrode_positions() if name.startswith(("C", "F", "P"))][:64]
