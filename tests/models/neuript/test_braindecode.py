@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from patchbay.errors import InputError
 from patchbay.models.neuript import Montage, NeurIPTForEEGClassification
-from patchbay.models.neuript.braindecode import BraindecodeModel, as_braindecode, montage_of
+from patchbay.models.neuript.braindecode import BraindecodeModel, as_braindecode
+from patchbay.models.neuript.chs_info import montage_of
 from patchbay.models.neuript.companding import expand
 from patchbay.models.neuript.montage import electrode_positions
 from patchbay.models.neuript.preprocess import windows
@@ -65,11 +66,28 @@ def test_the_unit_matters() -> None:
             assert float((adapter(x * 1e6) - expected).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("length", [1, 7, 64, 250])
-def test_any_length(length: int) -> None:
+@pytest.mark.parametrize("length", [1, 7, 250])
+def test_any_length_is_read(length: int) -> None:
+    """As of any model of braindecode's that has no layer as long as the window; it may be a slip, though."""
     adapter = wrapped(num_labels=4)
-    with torch.inference_mode():
+    with torch.inference_mode(), pytest.warns(UserWarning, match=f"x has {length} samples and n_times is 64"):
         assert adapter(volts(length=length)).shape == (2, 4)
+
+
+def test_windows_of_another_length_than_in_training() -> None:
+    steps = Steps(window_seconds=2.0).to_config()
+    with pytest.warns(UserWarning, match="n_times is 64, and the model was trained on windows of 128 samples"):
+        wrapped(num_labels=2, preprocessing=steps)
+    wrapped(num_labels=2, n_times=128, preprocessing=steps)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_windows_that_are_not_finite(value: float) -> None:
+    adapter, x = wrapped(num_labels=2), volts()
+    x[1, 3, 7] = value
+    with pytest.raises(InputError, match="window 1 of x has NaN or infinity in channel 3 at sample 7") as caught:
+        adapter(x)
+    assert caught.value.param == "x"
 
 
 def test_places_and_lobes_reach_the_model() -> None:

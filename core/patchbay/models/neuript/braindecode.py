@@ -7,7 +7,6 @@ Knows nothing of braindecode itself and of files.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,10 @@ from patchbay.models.neuript.channels import (
     shown_lacking,
     without_flat,
 )
+from patchbay.models.neuript.chs_info import ChsInfo, own_places
 from patchbay.models.neuript.classification import NeurIPTForEEGClassification
 from patchbay.models.neuript.companding import compand
-from patchbay.models.neuript.montage import Montage, Position, electrodes_of
+from patchbay.models.neuript.montage import Montage
 from patchbay.models.neuript.preprocess import filtered, resampled
 from patchbay.models.neuript.recording import (
     DEAD_UV,
@@ -37,21 +37,12 @@ from patchbay.models.neuript.recording import (
     Recording,
     check_unit,
     checked,
-    is_eeg,
     listed,
 )
 from patchbay.models.neuript.steps import RATE, Steps
 
 UV_PER_VOLT = MICROVOLTS["V"]
 LOUDEST_V = 10 * PLAUSIBLE_UV[1] / UV_PER_VOLT  # a window may be one artefact, which a recording is not
-FARTHEST_M = 0.3
-# The nasion and the points before the ears, in the frame of electrodes.json. MNE's head frame has its origin between
-# the ears: without the step from one to the other, an electrode would be 5 cm from its place.
-NASION = np.array((1.468, 85.067, -34.836))
-LEFT_EAR = np.array((-80.616, -29.089, -41.311))
-RIGHT_EAR = np.array((84.363, -28.503, -41.277))
-
-ChsInfo = Sequence[Mapping[str, Any]]
 
 
 class BraindecodeModel(nn.Module):
@@ -66,6 +57,10 @@ class BraindecodeModel(nn.Module):
         self.chs_info = list(chs_info)
         self.n_times = n_times
         self.steps = Steps.of(model.config.preprocessing or {})
+        trained = round(self.steps.window_seconds * RATE)
+        if model.config.preprocessing and n_times != trained:
+            text = f"n_times is {n_times}, and the model was trained on windows of {trained} samples"
+            warnings.warn(text, stacklevel=3)
         mixing, montage = _read(chs_info, self.steps)
         # Not buffers: `bfloat16()` would round millimetres.
         self._mixing = torch.from_numpy(mixing).float()
@@ -98,7 +93,8 @@ class BraindecodeModel(nn.Module):
         """Of `x` [B, n_chans, T] in volts, T being n_times or any other length: logits [B, n_outputs], or
         {"features": [B, levels * 5 * width], what the head reads, "cls_token": None}.
 
-        Raises InputError for another shape; warns where x cannot be in volts, and of a channel that is flat.
+        Raises InputError for another shape, and for NaN and infinity; warns where T is not n_times, where x cannot be
+        in volts, and of a channel that is flat.
         """
         signal = compand(self._mixing.to(x.device) @ self._checked(x).float() * UV_PER_VOLT)
         positions, lobes = (each.to(x.device).expand(len(x), -1, -1) for each in (self._positions, self._lobes))
@@ -146,10 +142,14 @@ class BraindecodeModel(nn.Module):
             wanted = f"[batch, {self.n_chans}, {self.n_times}]"
             raise InputError(f"x has the shape {list(x.shape)}, and is to have {wanted}", param="x")
         if not torch.compiler.is_compiling():
+            _check_finite(x)
             self._warn(x.detach().float())
         return x
 
     def _warn(self, x: torch.Tensor) -> None:
+        if x.shape[2] != self.n_times:
+            text = f"x has {x.shape[2]} samples and n_times is {self.n_times}: any length is read, and is it meant?"
+            warnings.warn(text, stacklevel=4)
         typical = float(x.abs().median())
         if typical > LOUDEST_V:
             text = f"x is typically {typical:.3g} V, which no EEG is: give volts, as MNE does (1 uV is 1e-6)"
@@ -180,8 +180,9 @@ def as_braindecode(
 
     `chs_info`: MNE's info["chs"], of which `ch_name` says where a channel is, or, where the 10-05 system has no such
     name, `loc`. Of `n_times` and `input_window_seconds` one is enough. Warns where channels are lacking that the model
-    was trained on. Raises InputError for another rate, for two lengths that differ, for a channel that is no EEG, for
-    one without a place, for one that the model does not read, and where all of a lobe are lacking that it reads.
+    was trained on, and where windows are longer or shorter than its. Raises InputError for another rate, for two
+    lengths that differ, for a channel that is no EEG, for one without a place, for one that the model does not read,
+    and where all of a lobe are lacking that it reads.
     """
     if sfreq != RATE:
         steps = Steps.of(model.config.preprocessing or {})
@@ -196,14 +197,9 @@ def as_braindecode(
     return BraindecodeModel(model, chs_info, _length(n_times, input_window_seconds))
 
 
-def montage_of(chs_info: ChsInfo) -> Montage:
-    """Of MNE's channels. Raises InputError, with the channel's name."""
-    return Montage.of([channel["ch_name"] for channel in chs_info], _own_places(chs_info))
-
-
 def _read(chs_info: ChsInfo, steps: Steps) -> tuple[npt.NDArray[np.float64], Montage]:
     """The matrix [read, n_chans] that makes of the channels those that the model reads, and where these are."""
-    own, dropped = _own_places(chs_info), Dropped()
+    own, dropped = own_places(chs_info), Dropped()
     names = [channel["ch_name"] for channel in chs_info]
     rows, kept = chosen(np.eye(len(names)), names, own, steps, dropped)
     others = [name for name in names if name not in kept]
@@ -222,40 +218,14 @@ def _read(chs_info: ChsInfo, steps: Steps) -> tuple[npt.NDArray[np.float64], Mon
     return mixing, montage
 
 
-def _own_places(chs_info: ChsInfo) -> dict[str, Position]:
-    """Of channels whose names the system lacks."""
-    if not chs_info:
-        raise InputError("there is no channel: give MNE's info['chs']", param="chs_info")
-    own: dict[str, Position] = {}
-    for number, channel in enumerate(chs_info):
-        if not isinstance(channel.get("ch_name"), str):
-            raise InputError(f"channel {number} has no ch_name: give MNE's info['chs']", param="chs_info")
-        name = channel["ch_name"]
-        if not is_eeg(name):
-            raise InputError(f"channel {name!r} is no EEG by its name: leave it out, with raw.pick", param="chs_info")
-        if electrodes_of(name) is None:
-            own[name] = _place(name, channel.get("loc"))
-    return own
-
-
-def _place(name: str, loc: Any) -> Position:
-    """In the montage's frame and millimetres, of metres in MNE's head frame: the x axis through both ears, the y axis
-    through the nasion.
-    """
-    head = np.ravel(np.asarray(loc, np.float64))[:3]
-    if len(head) < 3 or not np.isfinite(head).all() or not head.any():
-        raise InputError(
-            f"channel {name!r} has no place: the 10-05 system has no such name, and loc is empty. "
-            "Rename it with raw.rename_channels, or place it with raw.set_montage",
-            param="chs_info",
+def _check_finite(x: torch.Tensor) -> None:
+    finite = torch.isfinite(x)
+    if not finite.all():
+        window, channel, sample = (~finite).nonzero()[0].tolist()
+        text = (
+            f"window {window} of x has NaN or infinity in channel {channel} at sample {sample}: leave such windows out"
         )
-    if np.linalg.norm(head) > FARTHEST_M:
-        raise InputError(f"channel {name!r} is on no head at {head.tolist()}: loc is in metres", param="chs_info")
-    right = (RIGHT_EAR - LEFT_EAR) / np.linalg.norm(RIGHT_EAR - LEFT_EAR)
-    origin = LEFT_EAR + (NASION - LEFT_EAR) @ right * right
-    front = (NASION - origin) / np.linalg.norm(NASION - origin)
-    x, y, z = (origin + 1e3 * head @ np.stack((right, front, np.cross(right, front)))).tolist()
-    return x, y, z
+        raise InputError(text, param="x")
 
 
 def _length(n_times: int | None, seconds: float | None) -> int:
