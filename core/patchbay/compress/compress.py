@@ -38,7 +38,7 @@ class Report:
     over the base's parameters; `bits_without_heads` leaves out tensors that only the fine-tune has, which are new
     parameters and no difference. `score` is the best one of the search, None without one; `divergence` is that of the
     file as it was written, on the calibration inputs, None without any. `tuned`: whether norms, biases and scales were,
-    at the end. `sizes`: bytes by kind.
+    at the end. `sizes`: bytes by kind. `head_alone`: the fine-tune brings a head and leaves the base as it is.
     """
 
     path: str
@@ -55,6 +55,7 @@ class Report:
     tuned: bool
     sizes: dict[str, int]
     seconds: float
+    head_alone: bool = False  # of servers that do not say
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -174,6 +175,7 @@ def _report(file: DeltaFile, record: Record, divergence: float | None, seconds: 
         tuned=bool(manifest.compression.params.get("tuned")),
         sizes=sizes,
         seconds=seconds,
+        head_alone=manifest.is_head_alone,
     )
 
 

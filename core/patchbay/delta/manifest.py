@@ -143,6 +143,11 @@ class Manifest(Strict):
         return self.model_dump_json(exclude_defaults=True)
 
     @property
+    def is_head_alone(self) -> bool:
+        """It brings tensors and changes none of the base's."""
+        return bool(self.tensors) and not self.tokens and all(each.kind == "added" for each in self.tensors.values())
+
+    @property
     def num_kept(self) -> int:
         """Kept entries of the sparse tensors."""
         sparse = [entry for entry in self.tensors.values() if isinstance(entry, Sparse)]

@@ -66,9 +66,13 @@ def warnings_of(method: Method, deltas: Sequence[Delta]) -> tuple[str, ...]:
     """What an answer from this merge should be read with. Costs no look at a tensor that was looked at before."""
     found: list[str] = []
     norms = [delta.norm for delta in deltas] if len(deltas) > 1 else []
-    if norms and max(norms) > UNEVEN * min(norms):
-        ratio = f"{max(norms) / min(norms):.1f} times" if min(norms) else "infinitely"
+    longer = [norm for norm in norms if norm]
+    if longer and max(longer) > UNEVEN * min(longer):
+        ratio = f"{max(longer) / min(longer):.1f} times"
         found.append(f"the largest task vector is {ratio} as long as the smallest and decides most of the merge")
+    if len(longer) < len(norms):
+        count = f"{len(norms) - len(longer)} of {len(norms)} terms"
+        found.append(f"{count} change no weight of the base, the head only if anything, and add nothing to the merge")
     if method.needs_magnitudes and any(map(is_sampled, deltas)):
         found.append(
             f"{method.name} chooses entries by size, which deltas that were pruned at random do not carry: "

@@ -15,7 +15,7 @@ import patchbay
 from patchbay.compress.options import METHODS, VALUES, Options
 from patchbay.errors import InputError, InvalidRecipe
 from patchbay_server.commands.options import JsonOption
-from patchbay_server.commands.output import facts, open_console, print_json, progress, size_text
+from patchbay_server.commands.output import HEAD_ALONE, facts, open_console, print_json, progress, size_text
 from patchbay_server.commands.quiet import silence_libraries
 from patchbay_server.commands.search_record import SearchRecord
 from patchbay_server.jobs.inputs import DEFAULTS, check_inputs
@@ -244,6 +244,7 @@ def _closing_table(report: Report, options: Options) -> object:
     return facts(
         {
             "delta": report.path,
+            "changes": HEAD_ALONE if report.head_alone else None,
             "bytes": size_text(report.num_bytes),
             **{f"  {kind}": f"{size:,}" for kind, size in report.sizes.items() if size},
             "fine-tune": size_text(report.original_bytes),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbay_server.commands.options import DeltaArgument, JsonOption
-from patchbay_server.commands.output import facts, listing, open_console, print_json, size_text
+from patchbay_server.commands.output import HEAD_ALONE, facts, listing, open_console, print_json, size_text
 
 if TYPE_CHECKING:
     from patchbay.delta import DeltaFile
@@ -59,6 +59,7 @@ def describe(file: DeltaFile) -> dict[str, Any]:
         "labels": None if manifest.labels is None else list(manifest.labels),
         "tokens": [token.model_dump() for token in manifest.tokens],
         "missing": list(manifest.missing),
+        "head_alone": manifest.is_head_alone,
         "payload_sha256": manifest.payload_sha256,
         "bytes": {**items, "total": file.num_bytes},
         "ratio": manifest.provenance.original_bytes / file.num_bytes,
@@ -143,6 +144,7 @@ def _summary(described: dict[str, Any]) -> dict[str, object]:
         "made from": f"{provenance['finetuned']}, {size_text(provenance['original_bytes'])}, with {provenance['tool']}",
         "labels": _labels(described["labels"]),
         "tokens": ", ".join(token["content"] for token in described["tokens"]) or None,
+        "changes": HEAD_ALONE if described["head_alone"] else None,
         "tensors": kinds or "none: the fine-tune is its base",
         "bytes": size_text(described["bytes"]["total"]),
         **{f"  {name}": f"{size:,}" for name, size in parts.items()},

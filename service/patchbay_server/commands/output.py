@@ -30,6 +30,7 @@ from patchbay_server.json_values import finite
 PIPE_WIDTH = 200
 COUNTS: tuple[type[ProgressColumn], ...] = (MofNCompleteColumn, TimeRemainingColumn)
 LINE_EVERY_S = 10.0
+HEAD_ALONE = "the head only: every weight of the base stays as it is"
 BYTES: tuple[type[ProgressColumn], ...] = (DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
 
 
