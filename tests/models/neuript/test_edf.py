@@ -104,6 +104,10 @@ def test_a_file_that_was_cut_off() -> None:
     found = read(data[: -RATE * 2 - 7]).recording
     assert found.signal.shape[1] < RATE * SECONDS
     assert found.notes == ("the file was cut off: it has 2 of the 4 s that its header says, and those were read",)
+    short = bytearray(data)
+    short[236:244] = b"2       "
+    found = read(bytes(short)).recording
+    assert found.seconds == 4 and found.notes == ("the header says 2 s and the file has 4, all of which were read",)
     unknown = bytearray(data)
     unknown[236:244] = b"-1      "
     assert not read(bytes(unknown)).recording.notes, "a file that is still written says nothing of its end"
@@ -125,6 +129,30 @@ def test_what_is_no_file(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         read(data)
     assert caught.value.param == "file"
+
+
+@pytest.mark.parametrize("length", [9, 100, 255, 256, 300, 511])
+def test_a_header_that_is_cut_off(tmp_path: Path, length: int) -> None:
+    data = written(signal("Cz"))
+    (tmp_path / "x.edf").write_bytes(data[:length])
+    needed = 512 if length >= 256 else 256
+    for source in (data[:length], tmp_path / "x.edf"):
+        with pytest.raises(InputError, match=f"cut off in its header: {length} of {needed} bytes are there") as caught:
+            read(source)
+        assert caught.value.param == "file"
+
+
+def test_a_header_without_samples() -> None:
+    for length in (512, 600):
+        with pytest.raises(InputError, match="the file has a header and no samples"):
+            read(written(signal("Cz"))[:length])
+
+
+def test_a_header_for_other_signals() -> None:
+    data = bytearray(written(signal("Cz"), signal("C3")))
+    data[252:256] = b"1   "
+    with pytest.raises(InputError, match="says that it has 768 bytes, and that of 1 signals has 512: it is damaged"):
+        read(bytes(data))
 
 
 @pytest.mark.parametrize("place", [168, 184, 236, 244, 252, 256, 256 + 96, 256 + 104, 256 + 112, 256 + 120, 256 + 216])

@@ -20,6 +20,8 @@ from patchbay.models.neuript.recording import MICROVOLTS, Recording, is_eeg, pla
 from patchbay.models.neuript.signatures import SIGNATURE_BYTES, what_it_is
 
 BDF_MAGIC = b"\xffBIOSEMI"
+EDF_MAGIC = b"0       "
+_HEADER_BYTES, _SIGNALS = slice(184, 192), slice(252, 256)  # of the header: how long it is, and of how many signals
 _RECORDS = slice(236, 244)  # of the header: how many there are, -1 while it was being written
 _DIMENSIONS: Mapping[str, str] = {"uv": "uV", "microvolt": "uV", "microvolts": "uV", "mv": "mV", "v": "V"}
 
@@ -43,25 +45,29 @@ class EdfFile:
 
 def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
     """`unit` is what channels are in, whatever the file says of them. What is there of a file that was cut off is read,
-    and the recording's notes say so, and that the file says another unit.
+    and the recording's notes say so, and that the file says another unit or has more than its header says.
 
     Raises InputError for what is no EDF or BDF file, for one with gaps (EDF+D), and for a unit that is no voltage.
     """
     head: bytes | None = None
     try:
-        head = _head(source)
+        head, size = _head(source)
+        _check_header(head, size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what was cut off, which is a note
             found = _opened(source, head)
             signals, events = found.signals, found.annotations
-            has_gaps, cut_off = not found.is_continuous, _cut_off(head, found)
+            has_gaps, notes = not found.is_continuous, _length_notes(head, found)
             channels = {signal.label: np.array(signal.data) for signal in _distinct(signals)}
     except InputError:
         raise
     except Exception as error:  # whatever a header's bytes provoke in the parser
         known = None if head is None else what_it_is(head)
-        reason = known or f"that can be read: {str(error).partition(chr(10))[0][:200]}"
+        said = str(error).partition("\n")[0][:200] if isinstance(error, ValueError) else "its header contradicts itself"
+        reason = known or f"that can be read: {said}"
         raise InputError(f"this is no EDF or BDF file {reason}", param="file") from error
+    if not len(next(iter(channels.values()), ())):
+        raise InputError("the file has a header and no samples", param="file")
     if has_gaps:
         raise InputError("the recording has gaps (EDF+D): send its pieces one by one", param="file")
     kept, dropped = _one_rate(signals)
@@ -69,17 +75,34 @@ def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
         raise InputError("the file has no channel that is EEG by its name", param="file")
     names = tuple(signal.label for signal in kept)
     rows, shared = _in_one_unit([channels[name] for name in names], [unit or _unit(signal) for signal in kept])
-    notes = (*cut_off, *_other_unit(kept, unit))
+    notes += _other_unit(kept, unit)
     rate = float(kept[0].sampling_frequency)
-    recording = Recording(rows, rate, names, shared, dropped=dropped, notes=notes)
+    recording = Recording(rows, rate, names, shared, dropped=dropped, notes=tuple(notes))
     return EdfFile(recording, tuple(Event(each.onset, each.duration, each.text) for each in events))
 
 
-def _head(source: Path | bytes) -> bytes:
+def _head(source: Path | bytes) -> tuple[bytes, int]:
+    """The first bytes, and how many there are in all."""
     if isinstance(source, bytes):
-        return source[:SIGNATURE_BYTES]
+        return source[:SIGNATURE_BYTES], len(source)
     with source.open("rb") as file:
-        return file.read(SIGNATURE_BYTES)
+        return file.read(SIGNATURE_BYTES), source.stat().st_size
+
+
+def _check_header(head: bytes, size: int) -> None:
+    """Raises InputError for one that is cut off, and for one of another length than its signals need."""
+    if not head.startswith((EDF_MAGIC, BDF_MAGIC)):
+        return
+    signals, said = head[_SIGNALS].strip() if len(head) >= _SIGNALS.stop else b"", head[_HEADER_BYTES].strip()
+    needed = 256 * (1 + int(signals)) if signals.isdigit() else 256
+    if size < needed:
+        raise InputError(f"the file is cut off in its header: {size} of {needed} bytes are there", param="file")
+    if signals.isdigit() and said.isdigit() and int(said) != needed:
+        raise InputError(
+            f"the header says that it has {int(said)} bytes, and that of {int(signals)} signals has {needed}: it is "
+            "damaged",
+            param="file",
+        )
 
 
 def _opened(source: Path | bytes, head: bytes) -> Any:
@@ -93,11 +116,13 @@ def _in_one_unit(rows: Sequence[Any], units: Sequence[str]) -> tuple[Any, str]:
     return np.stack([row * MICROVOLTS[unit] for row, unit in zip(rows, units, strict=True)]), "uV"
 
 
-def _cut_off(head: bytes, found: Any) -> list[str]:
+def _length_notes(head: bytes, found: Any) -> list[str]:
     said, there = int(head[_RECORDS]), int(found.num_data_records)
+    seconds = found.data_record_duration
+    if 0 <= said < there:
+        return [f"the header says {said * seconds:g} s and the file has {there * seconds:g}, all of which were read"]
     if said <= there:
         return []
-    seconds = found.data_record_duration
     return [
         f"the file was cut off: it has {there * seconds:g} of the {said * seconds:g} s that its header says, and those "
         "were read"
