@@ -6,12 +6,13 @@ Heavy imports stay inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+import patchbay
 from patchbay_server.commands.audit import audit
 from patchbay_server.commands.catalog import ls, rm, show
 from patchbay_server.commands.compress import compress
@@ -66,6 +67,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"patchbay {patchbay.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which it is, and exit.")
+    ] = False,
+) -> None:
+    """Options of `patchbay` itself."""
+
+
 OFFLINE = (compress, fuse, merge, tune, export, transfer, inspect, verify, reconstruct)
 for command in (*OFFLINE, serve, push, ls, show, rm, worker, audit, demo):
     app.command()(command)

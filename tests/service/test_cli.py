@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import patchbay
 from patchbay.errors import StoreFull, WrongShape
 from patchbay_server.cli import Commands, app
 from patchbay_server.commands.options import JsonOption
@@ -70,12 +71,17 @@ for args in [[]] + [[name] for name in {[*NAMES, *GROUPS]!r}]:
         app([*args, "--help"], prog_name="patchbay")
     except SystemExit as done:
         assert done.code == 0, args
+try:
+    app(["--version"], prog_name="patchbay")
+except SystemExit as done:
+    assert done.code == 0
 print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
     exit_code, out, err = finish(command(code=code))
     assert exit_code == 0, err
     assert all(name in out for name in [*NAMES, *GROUPS])
     assert err.strip() == "[]"
+    assert out.splitlines()[-1] == f"patchbay {patchbay.__version__}"
 
 
 def test_the_commands_are_the_documented_ones_and_all_speak_json() -> None:
