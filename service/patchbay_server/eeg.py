@@ -27,13 +27,14 @@ PREPROCESSING = "preprocessing"  # of a model's config
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """`found`: of each recording. `steps`: what was done to all of them. `onsets`: where a window begins -> the onset
-    that asked for it, where any did.
+    that asked for it, where any did. `departures`: sentences on what was asked for and is not as in training.
     """
 
     recordings: Sequence[Recording]
     found: Sequence[Windows]
     steps: Steps
     onsets: Mapping[float, float]
+    departures: Sequence[str] = ()
 
     @property
     def inputs(self) -> list[SignalInput]:
@@ -46,7 +47,7 @@ class Prepared:
         """
         length = _whole(self.steps.window_seconds)
         return [
-            {"index": 0, **self._place(trial, start), "t1": start + length}
+            {"index": 0, **self._place(trial, start), "t1": min(start + length, self.recordings[trial].seconds)}
             for trial, windows in enumerate(self.found)
             for start in windows.starts
         ]
@@ -84,7 +85,7 @@ class Prepared:
 
     def _warnings(self) -> list[str]:
         texts = _told([[(text, "") for text in windows.warnings] for windows in self.found])
-        said = [text + where for text, where in texts.items()]
+        said = [*(text + where for text, where in texts.items()), *self.departures]
         rejected = sum(len(windows.rejected) for windows in self.found)
         if self.onsets and rejected:
             said.append(f"{rejected} of {rejected + len(self.places)} onsets have no answer: 'rejected' says why")
@@ -103,8 +104,11 @@ def _told(found: Sequence[Iterable[tuple[str, str]]]) -> dict[str, str]:
     return {name: "; ".join(texts) for name, texts in told.items()}
 
 
-def steps_of(asked: RecordingRequest, backbone: Backbone, deltas: Mapping[str, Delta], head: str | None) -> Steps:
-    """As the model was trained: what the delta says whose head answers, or else the base; then what the request says.
+def steps_of(
+    asked: RecordingRequest, backbone: Backbone, deltas: Mapping[str, Delta], head: str | None
+) -> tuple[Steps, list[str]]:
+    """As the model was trained: what the delta says whose head answers, or else the base; then what the request says,
+    and sentences on where it departs from that.
 
     `deltas` by the names that the request uses. One that was trained as the base says nothing. Raises InputError where
     several deltas were trained on recordings that were prepared in different ways and the request does not say which of
@@ -121,7 +125,27 @@ def steps_of(asked: RecordingRequest, backbone: Backbone, deltas: Mapping[str, D
             f"{names} were trained on other windows or channels: say whose are meant with 'head'", param="head"
         )
     trained = told[0] if told else base
-    return _asked(Steps.of(trained) if trained else Steps(), asked)
+    known_steps = Steps.of(trained) if trained else Steps()
+    found = _asked(known_steps, asked)
+    return found, _departures(known_steps, found) if trained else []
+
+
+def _departures(trained: Steps, asked: Steps) -> list[str]:
+    """Of what changes the model's input: strides and rejected windows do not."""
+    pairs = {
+        "window_s": (asked.window_seconds, trained.window_seconds),
+        "reference": (asked.reference, trained.reference),
+        "line_freq": (asked.line_hz, trained.line_hz),
+    }
+    return [
+        f"{name} is {_shown(here)}, and the model was trained with {_shown(there)}"
+        for name, (here, there) in pairs.items()
+        if here != there
+    ]
+
+
+def _shown(value: float | str | None) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _whole(seconds: float) -> float:
@@ -148,7 +172,9 @@ def _asked(steps: Steps, asked: RecordingRequest) -> Steps:
     return replace(steps, onset_seconds=steps.onset_seconds if asked.onsets else None)
 
 
-def prepared(recordings: Sequence[Recording], steps: Steps, onsets: Sequence[float] | None) -> Prepared:
+def prepared(
+    recordings: Sequence[Recording], steps: Steps, onsets: Sequence[float] | None, departures: Sequence[str] = ()
+) -> Prepared:
     """Raises InputError for what cannot be read, where no window is left, or more than an answer may have, and where
     channels that the model lists are lacking and it would read zeros.
     """
@@ -167,7 +193,8 @@ def prepared(recordings: Sequence[Recording], steps: Steps, onsets: Sequence[flo
     if not count:
         raise _none_left([one for windows in found for one in windows.rejected], recordings[0], steps)
     asked = zip(starts or (), onsets or (), strict=True)
-    return Prepared(recordings, found, steps, {round(start * RATE) / RATE: onset for start, onset in asked})
+    begins = {round(start * RATE) / RATE: onset for start, onset in asked}
+    return Prepared(recordings, found, steps, begins, departures)
 
 
 def _none_left(rejected: Sequence[Rejected], recording: Recording, steps: Steps) -> InputError:

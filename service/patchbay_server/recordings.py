@@ -31,6 +31,7 @@ from patchbay_server.schemas import MAX_INPUTS, ModelRequest, Number
 
 FORM = "multipart/form-data"
 READERS = 2
+AXES = 3  # of a signal: trials, channels, samples
 _FILE = "patchbay.recording"
 NPY_MAGIC = b"\x93NUMPY"
 MAX_REQUEST = 1 << 20  # bytes of the JSON beside a file
@@ -175,11 +176,28 @@ def _array(nested: list[Any]) -> Samples:
     try:
         found = np.array(nested)
         if found.dtype.kind not in "fiu":
-            raise ValueError("it holds what is no number")
+            raise TypeError
         return found.astype(np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        reason = _uneven(nested) or "it holds what is no number"
         raise InputError(f"the signal is no rectangular array of numbers: {reason}", param="signal") from error
+
+
+def _uneven(nested: list[Any]) -> str | None:
+    """Where nested lists are no array; None where their lengths are not why."""
+    level: list[tuple[str, list[Any]]] = [("signal", nested)]
+    for _ in range(AXES):
+        first, row = level[0]
+        other = next(((where, len(each)) for where, each in level if len(each) != len(row)), None)
+        if other is not None:
+            return f"{other[0]} has the length {other[1]}, and {first} {len(row)}"
+        are_lists = {isinstance(item, list) for _, each in level for item in each}
+        if len(are_lists) > 1:
+            return "lists and single values are side by side"
+        if are_lists != {True}:
+            return None
+        level = [(f"{where}[{number}]", item) for where, each in level for number, item in enumerate(each)]
+    return None
 
 
 def _npy(file: bytes) -> Samples:

@@ -129,6 +129,37 @@ def test_a_file_is_the_same_recording(served: Served, make: Callable[[np.ndarray
     assert [row["t0"] for row in found["data"]] == [row["t0"] for row in plain["data"]]
 
 
+def test_what_is_not_as_in_training_is_said(served: Served) -> None:
+    same = {"window_s": 2.0, "reference": "recorded", "stride_s": 1.0, "reject": True}
+    assert ok(ask(served, model="right", **same))["preprocessing"]["warnings"] == []
+    other = {"window_s": 1, "reference": "average", "line_freq": 60}
+    for kind in ("classify", "embed"):
+        assert ok(ask(served, kind, model="right", **other))["preprocessing"]["warnings"] == [
+            "window_s is 1, and the model was trained with 2",
+            "reference is 'average', and the model was trained with 'recorded'",
+            "line_freq is 60, and the model was trained with none",
+        ]
+    assert ok(ask(served, "embed", model="base", **other))["preprocessing"]["warnings"] == [], "it says nothing"
+    slow = ok(ask(served, model="right", sfreq=40))["preprocessing"]["warnings"]
+    assert slow == ["at 40 Hz nothing above 20 Hz is recorded, and up to 30 is read"]
+
+
+def test_no_window_ends_after_its_recording(served: Served) -> None:
+    """A last sample at 64 Hz reaches over it: 3.98 s are 255 of them."""
+    short = ok(ask(served, model="left", signal=rows(3.98).tolist()))
+    assert short["recording"]["seconds"] == 3.98 and short["data"][-1]["t1"] <= 3.98
+    one = ok(ask(served, model="right", signal=rows(1.99).tolist()))
+    assert [(row["t0"], row["t1"]) for row in one["data"]] == [(0.0, 1.99)]
+
+
+def test_a_zero_for_an_o(served: Served) -> None:
+    names = ["EEG Fp1-REF", "EEG C3-REF", "EEG 01-REF"]
+    message = assert_error(ask(served, model="left", ch_names=names), 422, "invalid_input", "ch_names")
+    assert "channel 'EEG 01-REF' is unknown, and O1, which the model reads, is not recorded: is it that?" in message
+    message = assert_error(ask(served, model="right", ch_names=names), 422, "invalid_input", "ch_names")
+    assert "no position is known for channel 'EEG 01-REF'; did you mean O1" in message
+
+
 def test_trials_are_recordings_of_their_own(served: Served) -> None:
     trials = np.stack([rows(seed=1), rows(seed=2)])
     body = ok(ask(served, model="right", signal=trials.tolist()))
@@ -268,8 +299,18 @@ WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "NaN": ({"signal": with_nan()}, "signal", "channel 'C3' has NaN or infinity at sample 7"),
     "flat": ({"signal": np.full((3, 400), 7.0).tolist()}, "signal", "the recording is flat"),
     "one dimension": ({"signal": [1.0, 2.0]}, "signal", "not the shape [2]"),
-    "rows that differ": ({"signal": [[1.0, 2.0], [1.0]]}, "signal", "no rectangular array of numbers"),
-    "words": ({"signal": [["a", "b"]]}, "signal", "no rectangular array of numbers"),
+    "rows that differ": (
+        {"signal": [[1.0, 2.0], [1.0]]},
+        "signal",
+        "signal[1] has the length 1, and signal[0] 2",
+    ),
+    "trials that differ": (
+        {"signal": [[[1.0]], [[1.0, 2.0]]]},
+        "signal",
+        "signal[1][0] has the length 2, and signal[0][0] 1",
+    ),
+    "a number among rows": ({"signal": [[1.0, 2.0], 1.0]}, "signal", "lists and single values are side by side"),
+    "words": ({"signal": [["a", "b"]]}, "signal", "no rectangular array of numbers: it holds what is no number"),
     "nothing": ({"signal": []}, "signal", "not the shape [0]"),
     "too short": ({"signal": rows(1.0).tolist()}, "window_s", "the recording has 1 s and a window 2"),
     "a window of none": ({"window_s": 0}, "window_s", "greater than or equal to"),
@@ -395,8 +436,8 @@ def test_as_braindecode_has_the_servers_answers(served: Served, folders: dict[st
 FILES: dict[str, tuple[bytes, dict[str, Any], str | None, str]] = {
     "nothing": (b"", {}, "file", "this is no EDF or BDF file"),
     "a text": (b"hello", {}, "file", "this is no EDF or BDF file"),
-    "a header alone": (edf_bytes(rows())[:256], {}, "file", "this is no EDF or BDF file"),
-    "a header cut off": (edf_bytes(rows())[:300], {}, "file", "this is no EDF or BDF file"),
+    "a header alone": (edf_bytes(rows())[:256], {}, "file", "the file is cut off in its header"),
+    "a header cut off": (edf_bytes(rows())[:300], {}, "file", "the file is cut off in its header"),
     "a pickle": (b"\x80\x04K\x01.", {}, "file", "this is no EDF or BDF file"),
     "a picture": (b"\x89PNG\r\n\x1a\n", {}, "file", "but a PNG picture"),
     "a .mat file": (b"MATLAB 5.0 MAT-file", {}, "file", "scipy.io.loadmat"),

@@ -93,9 +93,13 @@ def test_seeds_differ(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
 
 def test_a_folder_that_was_begun_otherwise(parts: tuple[Batches, Batches], tmp_path: Path) -> None:
     pretrain(*parts, tmp_path, OPTIONS, lambda _: None)
-    with pytest.raises(InputError, match="was begun with epochs 1, and this asks for 3") as caught:
+    with pytest.raises(InputError, match="was begun with --epochs 1, and this asks for 3") as caught:
         pretrain(*parts, tmp_path, replace(OPTIONS, epochs=3), lambda _: None)
     assert caught.value.param == "epochs"
+    with pytest.raises(InputError, match="was begun with --rate 0.0003, and this asks for 0.1"):
+        pretrain(*parts, tmp_path, replace(OPTIONS, highest_rate=0.1), lambda _: None)
+    with pytest.raises(InputError, match="was begun with --line-hz None, and this asks for 50.0"):
+        pretrain(*parts, tmp_path, replace(OPTIONS, steps=Steps(line_hz=50.0)), lambda _: None)
     with pytest.raises(InputError, match="was begun with windows"):
         pretrain(parts[1], parts[1], tmp_path, OPTIONS, lambda _: None)
 

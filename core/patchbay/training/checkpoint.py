@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ from torch import nn
 from patchbay.errors import InputError
 
 FOLDER = "checkpoint"
+# What is written in a checkpoint -> the option that says it.
+OPTIONS = {
+    **{name: f"--{name}" for name in ("size", "epochs", "rest", "seed", "channels")},
+    "batch_size": "--batch-size",
+    "highest_rate": "--rate",
+    "window_seconds": "--window-seconds",
+    "pairs": "--bipolar",
+    "reference": "--average-reference",
+    "line_hz": "--line-hz",
+    "rejects": "--reject",
+}
 _NEW, _OLD = f".{FOLDER}.new", f".{FOLDER}.old"
 _MODEL, _OPTIMISER, _STATE = "model.safetensors", "optimiser.safetensors", "state.json"
 
@@ -71,17 +83,25 @@ def restore(out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, optio
         tensors, moments = load_file(there / _MODEL), load_file(there / _OPTIMISER)
     except (OSError, SafetensorError) as error:
         raise _unreadable(there, error) from error
-    other = sorted(name for name in options if options[name] != state.options.get(name))
-    if other:
-        name = other[0]
-        raise InputError(
-            f"{out} was begun with {name} {state.options.get(name)!r}, and this asks for {options[name]!r}: take "
-            "another folder, or remove its checkpoint",
-            param=name,
-        )
+    _check_same(out, _flat(state.options), _flat(options))
     model.load_state_dict(tensors)
     _set_moments(model, optimiser, moments)
     return state
+
+
+def _check_same(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    name = next((name for name in sorted(asked) if asked[name] != begun.get(name)), None)
+    if name is not None:
+        raise InputError(
+            f"{out} was begun with {OPTIONS.get(name, name)} {begun.get(name)!r}, and this asks for {asked[name]!r}: "
+            "take another folder, or remove its checkpoint",
+            param=name,
+        )
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is done to recordings beside the others."""
+    return {**{name: value for name, value in options.items() if name != "steps"}, **options.get("steps", {})}
 
 
 def state_of(out: Path) -> State | None:

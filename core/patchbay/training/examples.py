@@ -181,8 +181,9 @@ def _by_subject(found: Sequence[Examples], how: Split) -> dict[tuple[str, str | 
     names = [subject for subjects in groups.values() for subject in subjects]
     if len(names) < 2:
         raise InputError(
-            f"a split by subject needs two, and there is {names[0]!r}: a subject is the first folder below the data's, "
-            "or what the table's column says",
+            f"a split by subject needs two, and there is {names[0]!r}, with {len(found)} recordings: a subject is the "
+            "first folder below --data, or what the column subject of --labels says. Give --data the folder with one "
+            "folder a subject, or take --split chronological",
             param="split",
         )
     dealt: dict[str, str] = {}

@@ -101,6 +101,7 @@ def finetune(
     check_out(out, goes_on=False)
     options = Options(epochs=0 if frozen else epochs, batch_size=batch_size, highest_rate=rate, seed=seed)
     if preset is None:
+        _check_stride(stride_seconds, onset)
         timing = {"stride_seconds": stride_seconds, "onset_seconds": onset, "rejects": False}
         steps = to_steps(window_seconds, channels, bipolar, average_reference, line_hz, **timing)
         named = _named(classes or [])
@@ -117,7 +118,7 @@ def finetune(
 
         found = examples(files, rule, steps, tell, left_out, annotations=named)
     left_out.tell()
-    warnings = [*unlike(found, how), *_misfits(found, preset)]
+    warnings = [*unlike(found, how), *_flat(found, data, how), *_misfits(found, preset)]
     tell_warnings(warnings)
     parts = divide(found, how)
     with progress("fine-tuning") as update:
@@ -135,6 +136,13 @@ def finetune(
         _draw(outcome, plot)
     tell_warnings(outcome.warnings)
     _print(outcome, out, left_out.found, [*warnings, *outcome.warnings], as_json=as_json)
+
+
+def _flat(found: Sequence[Examples], data: Path, how: Split) -> list[str]:
+    """Two recordings of one subject may be on both sides of a split by subject, where nothing says whose they are."""
+    if how.kind != "subject" or any(one.subject != one.source.path.stem for one in found):
+        return []
+    return [f"every recording is taken for a subject of its own: neither folders in {data} nor a table say whose it is"]
 
 
 def _misfits(found: Sequence[Examples], preset: str | None) -> list[str]:
@@ -160,6 +168,14 @@ def _of_preset(name: str, data: Path, context: typer.Context) -> tuple[Steps, Sp
             written = option.opts[0]
             raise InputError(f"{written} is fixed by --preset {name}: leave one of them out", param=option.name)
     return found.steps, found.split, found.rule(data), found.recordings(data)
+
+
+def _check_stride(stride_seconds: float | None, onset: float | None) -> None:
+    from patchbay.errors import InputError
+
+    if stride_seconds is not None and onset is not None:
+        text = "--stride-seconds is for windows that fill an event, and with --onset there is one: leave one out"
+        raise InputError(text, param="stride_seconds")
 
 
 def _check_extra() -> None:

@@ -94,7 +94,7 @@ def _prepared(
     """Raises UnsupportedTask where the base reads no recordings."""
     if engine.backbone.model.main_input_name != "signal":
         raise UnsupportedTask(f"{engine.backbone.name!r} does not read recordings", param="model")
-    names = resolved.names
-    steps = steps_of(body, engine.backbone, {names[key]: delta for key, delta in deltas.items()}, resolved.head)
+    named = {resolved.names[key]: delta for key, delta in deltas.items()}
+    steps, departures = steps_of(body, engine.backbone, named, resolved.head)
     with turns.taken(patience):
-        return prepared(recordings_of(body, file), steps, body.onsets)
+        return prepared(recordings_of(body, file), steps, body.onsets, departures)

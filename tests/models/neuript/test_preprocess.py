@@ -212,8 +212,47 @@ def test_volts_that_were_called_microvolts() -> None:
     with pytest.raises(InputError, match=r"as 'V' it would be EEG") as caught:
         windows(replace(plain, signal=plain.signal * 1e-6))
     assert caught.value.param == "unit"
-    with pytest.raises(InputError, match=r"1e-6 times as much would be EEG"):
-        windows(replace(plain, signal=plain.signal * 1e6))
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit", "hint"),
+    [
+        (1e6, "uV", "1e-6 times as much would be EEG; an amplifier's counts"),
+        (1e3, "uV", "1e-3 times as much would be EEG; are they in nV"),
+        (1e2, "uV", "1e-2 times as much would be EEG; an amplifier's counts"),
+        (1e-9, "V", "1e3 times as much would be EEG; an amplifier's counts"),
+    ],
+)
+def test_numbers_that_no_unit_makes_eeg(factor: float, unit: str, hint: str) -> None:
+    plain = recording()
+    with pytest.raises(InputError, match=hint):
+        windows(replace(plain, signal=plain.signal * factor, unit=unit))
+
+
+@pytest.mark.parametrize("factor", [0.05, 10.0])
+def test_numbers_that_are_hardly_eeg(factor: float) -> None:
+    plain = recording()
+    (said,) = windows(replace(plain, signal=plain.signal * factor), PLAIN).warnings
+    assert said.endswith("uV, where 1.5 to 150 are usual: is the unit right, and the gain?")
+
+
+def test_a_rate_at_which_the_band_is_not_there() -> None:
+    assert windows(recording(rate=60.0), PLAIN).warnings == ()
+    found = windows(recording(rate=40.0), PLAIN).warnings
+    assert found == ("at 40 Hz nothing above 20 Hz is recorded, and up to 30 is read",)
+
+
+def test_channels_that_are_copies() -> None:
+    """Called what they are, and not flat, where their difference is nothing."""
+    plain = recording()
+    plain.signal[2], plain.signal[4], plain.signal[5], plain.signal[6] = plain.signal[3], plain.signal[3], 0, 0
+    found = windows(plain, replace(PLAIN, pairs=("Fp1-C3", "C3-Cz")))
+    assert found.dropped["C3-Cz"] == "its electrodes do not differ"
+    assert "C3, Cz are identical: copies of one channel" in found.warnings
+    assert windows(plain, PLAIN).warnings[0] == "C3, Cz, C4 are identical: copies of one channel"
+    every = replace(plain, signal=np.tile(plain.signal[:1], (7, 1)))
+    with pytest.raises(InputError, match="it does not differ from the average; are they copies of one"):
+        windows(every, replace(PLAIN, reference="average"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

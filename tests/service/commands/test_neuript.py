@@ -199,7 +199,8 @@ def test_what_a_preset_fixes(base: Path, tmp_path: Path, more: list[str]) -> Non
         (["--split", "random"], "'random' is no split: chronological, subject, given"),
         (["--test", "0.8", "--validation", "0.3"], "leave nothing to train on"),
         (["--class", "T7=left"], "no recording has an annotation 'T7': there are 'T0' (8 times), 'T1' (7 times)"),
-        (["--split", "subject"], "a split by subject needs two, and there is 'x'"),
+        (["--split", "subject"], "a split by subject needs two, and there is 'x', with 1 recordings: a subject is the"),
+        (["--onset", "0", "--stride-seconds", "1"], "--stride-seconds is for windows that fill an event"),
         (["--line-hz", "500"], "preprocessing.line_hz"),
         (["--channels", "O1,Foo"], "x.edf: it has no channel 'Foo': its channels are Fp1, Fp2, C3, C4, O1, O2"),
         (["--channels", "Oz"], "no channel 'Oz': its channels are Fp1, Fp2, C3, C4, O1, O2; did you mean O2 or O1"),
@@ -270,3 +271,28 @@ def write_long(file: Path, names: list[str]) -> None:
     file.parent.mkdir(parents=True)
     rows = signal(121, 64, len(names), 0)
     np.savez(file, signal=rows, rate=64, names=np.array(names), unit="uV")
+
+
+def test_a_delta_of_a_head_alone_says_so(base: Path, marked: Path, tmp_path: Path) -> None:
+    asked = ["--base", base, "--data", marked, "--window-seconds", 1, "--frozen", "--out", tmp_path / "model"]
+    assert run(*asked, command="finetune")[0] == 0
+    given = ["--base", base, "--finetuned", tmp_path / "model", "--out", tmp_path / "delta"]
+    compressed = CliRunner().invoke(app, ["compress", *map(str, given)])
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "delta")])
+    for result in (compressed, inspected):
+        assert result.exit_code == 0, result.stderr
+        assert "the head only: every weight of the base stays as it is" in result.stdout
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "delta"), "--json"])
+    assert json.loads(told.stdout)["head_alone"] is True
+
+
+def test_a_split_by_subject_of_files_without_folders(base: Path, tmp_path: Path) -> None:
+    """They may be of one subject, on both sides of the split."""
+    for number in range(3):
+        marks = [(2.0 * place, 2.0, f"T{place % 2}") for place in range(15)]
+        write_marked(tmp_path / "data" / f"x{number}.edf", marks, seconds=30, seed=number)
+    asked = ["--base", base, "--data", tmp_path / "data", "--window-seconds", 1, "--frozen", "--split", "subject"]
+    code, out, err = run(*asked, "--out", tmp_path / "model", "--json", command="finetune")
+    assert code == 0, err
+    (said,) = [text for text in json.loads(out)["warnings"] if "subject" in text]
+    assert said.startswith("every recording is taken for a subject of its own: neither folders in ")

@@ -7,12 +7,13 @@ nothing of time.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from patchbay.errors import InputError
-from patchbay.models.neuript.montage import Lobe, Montage, Position, electrodes_of, find_channel, midpoint
+from patchbay.models.neuript.montage import Lobe, Montage, Position, electrodes_of, find_channel, midpoint, spelling
 from patchbay.models.neuript.recording import DEAD_UV, Signal, is_eeg, listed
 from patchbay.models.neuript.steps import Steps
 
@@ -20,6 +21,7 @@ Dropped = dict[str, str]  # channel -> why
 FLAT, NOT_RECORDED = "flat", "not recorded"
 NOT_EEG, NOT_ASKED = "no EEG by its name", "not asked for"
 UNKNOWN = "not asked for, and no name of the 10-05 system"
+ALIKE, SAME_AS_AVERAGE = "its electrodes do not differ", "it does not differ from the average"
 IN_NO_PAIR = "in no pair that is read"
 _CLOSE = 0.6  # of 1: a name that may be another one misspelt
 _ALIKE = str.maketrans("0IL", "O11")
@@ -94,13 +96,23 @@ def _in_pairs(there: Mapping[str, int], names: Sequence[str], steps: Steps, drop
     return found
 
 
-def without_flat(signal: Signal, names: Sequence[str], dropped: Dropped) -> tuple[Signal, list[str]]:
+def without_flat(signal: Signal, names: Sequence[str], dropped: Dropped, why: str = FLAT) -> tuple[Signal, list[str]]:
     """Of a filtered signal in microvolts. Raises InputError where all channels are flat."""
     flat = np.ptp(signal, 1) < DEAD_UV
-    dropped |= {name: FLAT for name, is_flat in zip(names, flat, strict=True) if is_flat}
+    dropped |= {name: why for name, is_flat in zip(names, flat, strict=True) if is_flat}
     if flat.all():
-        raise InputError(f"the recording is flat: every channel ({listed(names)}) has one value", param="signal")
+        said = "every channel has one value" if why == FLAT else f"of every channel {why}; are they copies of one?"
+        raise InputError(f"the recording is flat: {said} ({listed(names)})", param="signal")
     return signal[~flat], [name for name, is_flat in zip(names, flat, strict=True) if not is_flat]
+
+
+def identical(signal: Signal, names: Sequence[str], dropped: Mapping[str, str]) -> list[str]:
+    """Sentences on channels, of those that are not `dropped`, whose samples are the same ones."""
+    groups: dict[bytes, list[str]] = {}
+    for name, row in zip(names, signal, strict=True):
+        if name not in dropped:
+            groups.setdefault(hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest(), []).append(name)
+    return [f"{listed(same)} are identical: copies of one channel" for same in groups.values() if len(same) > 1]
 
 
 def derived(
@@ -212,4 +224,4 @@ def _is_in(name: str, lobe: Lobe) -> bool:
 
 def _looks(name: str) -> str:
     """`01` and `ol` as O1: what is typed for what it looks like."""
-    return name.upper().translate(_ALIKE)
+    return spelling(name).upper().translate(_ALIKE)

@@ -116,7 +116,7 @@ def find_channel(name: str, position: Position | None = None, *, overlapping: bo
     """
     pair = electrodes_of(name)
     if position is None and pair is None:
-        near = difflib.get_close_matches(_bare(name).upper(), _by_upper_case(), _SUGGESTED, 0.5)
+        near = _near(name)
         meant = " or ".join(_by_upper_case()[one] for one in near)
         hint = f"; did you mean {meant}?" if near else "."
         raise InputError(f"no position is known for channel {name!r}{hint} Give it in ch_pos_mm", param="ch_names")
@@ -125,13 +125,30 @@ def find_channel(name: str, position: Position | None = None, *, overlapping: bo
     return Channel(written, where, _lobes(written, pair, where, overlapping=overlapping))
 
 
+def spelling(name: str) -> str:
+    """What is written of the electrode: without `EEG`, dots and the reference."""
+    parts = _bare(name).split("-")
+    return "-".join(parts[:1] if _has_reference(parts) else parts).strip()
+
+
+def _near(name: str) -> list[str]:
+    """The system's, in upper case; a zero may stand for an O."""
+    written = spelling(name).upper()
+    meant = "O" + written[1:] if written.startswith("0") else written
+    return difflib.get_close_matches(meant, _by_upper_case(), _SUGGESTED, 0.5)
+
+
+def _has_reference(parts: Sequence[str]) -> bool:
+    return len(parts) == 2 and re.sub("[^A-Z0-9]", "", parts[1].upper()) in _REFERENCES
+
+
 def electrodes_of(name: str) -> tuple[str, ...] | None:
     """One electrode, or two of a bipolar channel; None where one of them is none of the system's."""
     parts = _bare(name).split("-")
     found = tuple(_by_upper_case().get(part.strip().upper(), "") for part in parts)
     if len(found) == 2 and "-".join(found) in _paper_lobes():
         return found
-    if len(parts) == 2 and re.sub("[^A-Z0-9]", "", parts[1].upper()) in _REFERENCES:
+    if _has_reference(parts):
         found = found[:1]
     return found if all(found) and len(found) <= 2 and len(set(found)) == len(found) else None
 

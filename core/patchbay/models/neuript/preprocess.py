@@ -16,12 +16,15 @@ from scipy import signal as filters  # type: ignore[import-untyped]
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.channels import (
+    ALIKE,
     IN_NO_PAIR,
     NOT_ASKED,
     NOT_EEG,
+    SAME_AS_AVERAGE,
     UNKNOWN,
     chosen,
     derived,
+    identical,
     lacking,
     placed,
     shown_lacking,
@@ -83,14 +86,16 @@ def windows(recording: Recording, steps: Steps = PLAIN, starts: Sequence[float] 
     given = checked(recording)
     _check_length(given, steps)
     own, dropped = given.positions or {}, dict(given.dropped)
-    kept, names = chosen(given.signal, given.names, own, steps, dropped)
+    kept, wanted = chosen(given.signal, given.names, own, steps, dropped)
     done = [f"to microvolts from {recording.unit}"]
     found = filtered(kept, given.rate, steps, done)
-    check_unit(found, names, plain_unit(recording.unit))
+    check_unit(found, wanted, plain_unit(recording.unit))
     # Before the reference: a dead channel less the average is the average, and with another one it is that.
-    found, names = without_flat(found, names, dropped)
-    notes = (*given.notes, *implausible(found, names))
-    found, names = without_flat(*derived(found, names, steps, dropped, done), dropped)
+    found, names = without_flat(found, wanted, dropped)
+    odd = (*implausible(found, names), *identical(kept, wanted, dropped))
+    notes = (*given.notes, *_lacks_band(given.rate, steps), *odd)
+    made, names = derived(found, names, steps, dropped, done)
+    found, names = without_flat(made, names, dropped, ALIKE if steps.pairs else SAME_AS_AVERAGE)
     montage = placed(names, own)
     return _windows(resampled(found, given.rate, done), steps, starts, montage, dropped, done, notes)
 
@@ -122,6 +127,11 @@ def _warnings(steps: Steps, montage: Montage, dropped: dict[str, str]) -> list[s
     if steps.channels is not None or steps.pairs is not None:
         return [shown_lacking(steps, missing, dropped)] if missing else []
     return [f"{name} is left out: {why}" for name, why in dropped.items() if why not in HARMLESS]
+
+
+def _lacks_band(rate: float, steps: Steps) -> list[str]:
+    high = steps.band_hz[1]
+    return [f"at {rate:g} Hz nothing above {rate / 2:g} Hz is recorded, and up to {high:g} is read"] * (high > rate / 2)
 
 
 def _check_length(recording: Recording, steps: Steps) -> None:

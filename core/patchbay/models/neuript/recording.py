@@ -21,6 +21,7 @@ MICROVOLTS: Mapping[str, float] = {"uV": 1.0, "mV": 1e3, "V": 1e6}
 LEAST_RATE = 40.0  # in Hz: below, the band that the model reads is not there
 # Robust deviations of a channel that EEG has, generously: outside of them the unit is another one.
 PLAUSIBLE_UV = (0.5, 500.0)
+USUAL_UV = (1.5, 150.0)  # of a typical channel: outside of them a factor of ten may be lost
 FLAT_UV = 1e-6  # what is left of a constant by a filter
 DEAD_UV = PLAUSIBLE_UV[0]  # from its least to its most: a channel of recorded EEG does more
 # Of an electrode from the frame's origin, which is inside the head: those of the 10-05 system are 81 to 122 away.
@@ -127,9 +128,7 @@ def check_unit(signal: Signal, names: Sequence[str], unit: str) -> None:
     if low <= typical <= high:
         return
     fitting = [other for other, factor in MICROVOLTS.items() if low <= typical * factor / MICROVOLTS[unit] <= high]
-    wanted = (low * high) ** 0.5
-    power = round(np.log10(wanted / typical) / 3) * 3
-    hint = f"as {fitting[0]!r} it would be EEG" if fitting else f"1e{power} times as much would be EEG"
+    hint = f"as {fitting[0]!r} it would be EEG" if fitting else _of_no_unit(typical, unit)
     raise InputError(
         f"a typical channel swings by {typical:.3g} uV where the unit is {unit!r}, which no EEG does ({low:g} to "
         f"{high:g}): {hint}",
@@ -137,12 +136,29 @@ def check_unit(signal: Signal, names: Sequence[str], unit: str) -> None:
     )
 
 
+def _of_no_unit(typical: float, unit: str) -> str:
+    """What makes EEG of numbers that no other unit does."""
+    power = round(np.log10((PLAUSIBLE_UV[0] * PLAUSIBLE_UV[1]) ** 0.5 / typical))
+    is_nano = unit == "uV" and power == -3
+    meant = "are they in nV?" if is_nano else "an amplifier's counts are multiplied by what one of them is"
+    return f"1e{power} times as much would be EEG; {meant}"
+
+
 def implausible(signal: Signal, names: Sequence[str]) -> tuple[str, ...]:
-    """What to say of channels that swing as no EEG does, where a typical one does not. Flat ones are none of them."""
+    """What to say of channels that swing as no EEG does, where a typical one does not, and of a typical one that swings
+    as little EEG does. Flat ones are none of them.
+    """
     low, high = PLAUSIBLE_UV
-    return tuple(
+    swings = _swings(signal)
+    typical = float(np.median(swings[swings > FLAT_UV]))
+    least, most = USUAL_UV
+    unusual = (
+        f"a typical channel swings by {typical:.3g} uV, where {least:g} to {most:g} are usual: is the unit right, and "
+        "the gain?"
+    )
+    return (unusual,) * (not least <= typical <= most) + tuple(
         f"{name} swings by {swing:.3g} uV, which no EEG does ({low:g} to {high:g}): it may be in another unit, or loose"
-        for name, swing in zip(names, _swings(signal).tolist(), strict=True)
+        for name, swing in zip(names, swings.tolist(), strict=True)
         if swing > FLAT_UV and not low <= swing <= high
     )
 
