@@ -129,7 +129,7 @@ def test_other_numbers_of_subjects_are_told_of() -> None:
 
 
 def test_which_subjects_there_are() -> None:
-    with pytest.raises(InputError, match="a split by subject needs two, and there is 'S1': a subject is the first"):
+    with pytest.raises(InputError, match="a split by subject needs two, and there is 'S1', with 2 recordings"):
         split([made("S1", "xy"), made("S1", "yx")], Split("subject"))
     with pytest.raises(InputError) as caught:
         split([made("S1", "xx"), made("S2", "xx"), made("S3", "xxxyx")], Split("subject", 0.3, 0.3))
