@@ -69,21 +69,26 @@ ALWAYS void tile(const int rows, const int neurons, const int ahead, const uint1
     _mm_mask_storeu_epi16(y + r * out, there, (__m128i)_mm_cvtneps_pbh(_mm_add_ps(sums(s[r]), b)));
 }
 
+ALWAYS void block(const int ahead, const int neurons, int64_t rows, const uint16_t *x, const uint16_t *w,
+                  const uint16_t *bias, uint16_t *y, int64_t in, int64_t out) {
+  switch (rows) {
+    case 6: tile(6, neurons, ahead, x, w, bias, y, in, out); break;
+    case 5: tile(5, neurons, ahead, x, w, bias, y, in, out); break;
+    case 4: tile(4, neurons, ahead, x, w, bias, y, in, out); break;
+    case 3: tile(3, neurons, ahead, x, w, bias, y, in, out); break;
+    case 2: tile(2, neurons, ahead, x, w, bias, y, in, out); break;
+    case 1: tile(1, neurons, ahead, x, w, bias, y, in, out); break;
+  }
+}
+
 /* All rows, ROWS at a time. Only the first of them wait for memory. */
 ALWAYS void column(const int neurons, int64_t rows, const uint16_t *x, const uint16_t *w, const uint16_t *bias,
                    uint16_t *y, int64_t in, int64_t out) {
-  int ahead = 1;
-  for (; rows >= ROWS; rows -= ROWS, x += ROWS * in, y += ROWS * out, ahead = 0)
-    if (ahead)
-      tile(ROWS, neurons, 1, x, w, bias, y, in, out);
-    else
-      tile(ROWS, neurons, 0, x, w, bias, y, in, out);
-  switch (rows) {
-    case 5: tile(5, neurons, 1, x, w, bias, y, in, out); break;
-    case 4: tile(4, neurons, 1, x, w, bias, y, in, out); break;
-    case 3: tile(3, neurons, 1, x, w, bias, y, in, out); break;
-    case 2: tile(2, neurons, 1, x, w, bias, y, in, out); break;
-    case 1: tile(1, neurons, 1, x, w, bias, y, in, out); break;
+  int64_t now = rows < ROWS ? rows : ROWS;
+  block(1, neurons, now, x, w, bias, y, in, out);
+  for (int64_t done = now; done < rows; done += now) {
+    now = rows - done < ROWS ? rows - done : ROWS;
+    block(0, neurons, now, x + done * in, w, bias, y + done * out, in, out);
   }
 }
 

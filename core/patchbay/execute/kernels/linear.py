@@ -38,4 +38,4 @@ def _takes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.dtype is torch.bfloat16 and tensor.is_contiguous() and tensor.device.type == "cpu"
+    return tensor.dtype is torch.bfloat16 and tensor.is_cpu and tensor.is_contiguous()
