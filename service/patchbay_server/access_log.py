@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from patchbay_server.bodies import GONE
 from patchbay_server.errors import unexpected
 from patchbay_server.logs import FIELDS, About, current
-from patchbay_server.metrics import Metrics
+from patchbay_server.request_metrics import RequestMetrics
 
 REQUEST_ID = "x-request-id"
+TOLD = "told"  # in a request's state: another server has it, which counts and logs it itself
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # which come every few seconds
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 logger = logging.getLogger("patchbay_server.access")
@@ -26,17 +28,18 @@ logger = logging.getLogger("patchbay_server.access")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Counts, times and logs requests by route template, so that names in paths become neither labels nor lines. The
-    id is the caller's where it is well-formed; the answer has it.
+    """Counts, times and logs requests by route template, so that names in paths become neither labels nor lines; not
+    those of which another server tells. The id is the caller's where it is well-formed; the answer has it.
     """
 
     app: ASGIApp
-    metrics: Metrics
+    metrics: RequestMetrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
         about = About(request_id(Headers(scope=scope)))
         token = current.set(about)
         started, status = time.perf_counter(), 0
@@ -55,12 +58,13 @@ class Access:
                 raise  # the answer has begun: all that is left is to end the connection
             await unexpected(error)(scope, receive, noted)
         finally:
-            self._tell(scope, status or 500, time.perf_counter() - started)
+            if not state.get(TOLD):
+                self._tell(scope, status or GONE, time.perf_counter() - started)
             current.reset(token)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route, method = getattr(scope.get("route"), "path", "unknown"), scope["method"]
-        self.metrics.requests.labels(route, method, str(status)).inc()
+        self.metrics.total.labels(route, method, str(status)).inc()
         self.metrics.seconds.labels(route, method).observe(seconds)
         fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3)}
         level = logging.DEBUG if route in PROBES else logging.INFO

@@ -60,7 +60,7 @@ def create_app(
     app.add_middleware(Audited, log=hub.catalog.audit)
     keyring = Keyring(hub.catalog, settings.api_key)
     app.add_middleware(Authenticate, keyring=keyring, meter=app.state.meter, failures=metrics.auth_failures)
-    app.add_middleware(Access, metrics=metrics)
+    app.add_middleware(Access, metrics=metrics.requests)
     for router in ROUTERS:
         app.include_router(router)
     return app

@@ -12,7 +12,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -28,6 +27,7 @@ from patchbay_server.engine_metrics import EngineMetrics
 from patchbay_server.jobs.base import Job, JobQueue, State
 from patchbay_server.names import Residents
 from patchbay_server.read_metrics import ReadCounter, ReadSeries
+from patchbay_server.request_metrics import RequestMetrics
 from patchbay_server.resolve import Resolved
 from patchbay_server.store_metrics import StoreMetrics
 
@@ -40,12 +40,7 @@ class Metrics:
     def __init__(self, engine: Engine, hub: Hub, queue: JobQueue) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "patchbay_http_requests", "HTTP requests.", ["route", "method", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "patchbay_http_request_seconds", "Time to answer.", ["route", "method"], registry=self.registry
-        )
+        self.requests = RequestMetrics(self.registry)
         self.inferences = Counter(
             "patchbay_inferences",
             "Inference requests by tenant, model and path.",

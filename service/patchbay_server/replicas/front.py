@@ -6,6 +6,7 @@ Plain ASGI. What replicas are, where they run and who chooses among them is the 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
@@ -25,18 +26,19 @@ from patchbay.errors import EngineFailed, ShuttingDown
 from patchbay.store.hub import Hub
 from patchbay.store.keys import Scope as Needs
 from patchbay_server.access import Forbidden
-from patchbay_server.access_log import REQUEST_ID
+from patchbay_server.access_log import REQUEST_ID, TOLD, Access
 from patchbay_server.auth import Authenticate
 from patchbay_server.callers import Caller, Keyring
 from patchbay_server.limits import Meter
-from patchbay_server.logs import current
+from patchbay_server.logs import current, note
 from patchbay_server.middleware import BodyLimit, is_upload
 from patchbay_server.replicas.affinity import Wanted
+from patchbay_server.replicas.answered import Answered
 from patchbay_server.replicas.asked import asked, deltas_of
 from patchbay_server.replicas.front_metrics import FrontMetrics
 from patchbay_server.replicas.gathered import gathered
-from patchbay_server.replicas.named import Named
 from patchbay_server.replicas.relay import LOST, Lost, Outgoing, new_client, passed_on, relay
+from patchbay_server.routes import route_of
 from patchbay_server.settings import Settings
 
 CHOOSE_S = 30.0  # that a request waits for a replica: one that is started again loads its base first
@@ -46,6 +48,7 @@ TRIES = 50  # while nobody listens where a replica was said to be
 REPEATED = 1  # times that what a replica may have read is sent to another: a request that kills one must not kill all
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 INFERENCE = ("/v1/completions", "/v1/chat/", "/v1/classify", "/v1/embeddings", "/v1/eeg/", "/v1/merges:preview")
+logger = logging.getLogger("patchbay_server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def make_front(settings: Settings, hub: Hub, fleet: Fleet, base: str) -> tuple[A
     front = Front(hub, fleet, base)
     app: ASGIApp = BodyLimit(front, settings.max_body_bytes, settings.max_recording_bytes)
     keyring, failures = Keyring(hub.catalog, settings.api_key), front.metrics.auth_failures
-    return Named(Authenticate(app, keyring, Meter(), failures)), front
+    return Access(Answered(Authenticate(app, keyring, Meter(), failures)), front.metrics.requests), front
 
 
 class Front:
@@ -114,7 +117,11 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                if not scope["state"].get(TOLD):
+                    scope["route"] = route_of(scope)  # for the log
         elif scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.complete"})
@@ -141,8 +148,9 @@ class Front:
         if self._draining:
             raise ShuttingDown("the server is shutting down: ask again elsewhere or later")
         with anyio.move_on_after(PROBE_S):
-            await self._pass_on(Outgoing(scope["method"], "/readyz", [], b""), Wanted(), True, send)
+            await self._pass_on(scope, Outgoing(scope["method"], "/readyz", _id(), b""), Wanted(), True, send)
             return
+        scope["state"][TOLD] = False
         raise EngineFailed(f"no replica answers within {PROBE_S} seconds")
 
     async def _gathered(self, scope: Scope) -> Response:
@@ -174,10 +182,10 @@ class Front:
         whole = b"" if is_file else await body.read()
         outgoing = Outgoing(method, _target(scope), _headers(scope), body.stream() if is_file else whole)
         if method == "POST" and path.startswith("/v1/deltas/") and path.endswith(("/pin", "/unpin")):
-            await self._everywhere(outgoing, send)
+            await self._everywhere(scope, outgoing, send)
             return
         wanted = await self._wanted(scope, whole)
-        await self._pass_on(outgoing, wanted, method in SAFE or _is_inference(method, path), send)
+        await self._pass_on(scope, outgoing, wanted, method in SAFE or _is_inference(method, path), send)
         if method == "DELETE" and path.startswith("/v1/deltas/"):
             self._tell(self._fleet.forget_deleted())
 
@@ -189,7 +197,7 @@ class Front:
         look = partial(deltas_of, self._hub, caller.tenant, self._base, found)
         return Wanted(await anyio.to_thread.run_sync(look))
 
-    async def _pass_on(self, request: Outgoing, wanted: Wanted, repeatable: bool, send: Send) -> None:
+    async def _pass_on(self, scope: Scope, request: Outgoing, wanted: Wanted, repeatable: bool, send: Send) -> None:
         """Raises EngineFailed where there is no replica, or it was lost and asking another might do a thing twice."""
         repeated = 0
         for _ in range(TRIES):
@@ -198,29 +206,34 @@ class Front:
                     async with self._fleet.choose(wanted) as chosen:
                         waiting.deadline = float("inf")
                         self.metrics.routed.labels(wanted.outcome).inc()
-                        await self._relay(chosen.url, request, send)
+                        await self._relay(scope, chosen.url, request, send)
                         return
             except TimeoutError as error:
                 raise EngineFailed(f"no replica took the request within {CHOOSE_S:.0f} seconds: ask again") from error
             except Lost as lost:
-                self.metrics.lost.inc()
+                if lost.begun:
+                    raise
                 repeated += lost.sent
                 if not isinstance(request.body, bytes) or (lost.sent and not repeatable) or repeated > REPEATED:
                     raise EngineFailed(f"{LOST}: whether it has done what was asked is not known") from lost
                 await anyio.sleep(0 if lost.sent else PAUSE_S)
         raise EngineFailed("no replica could be reached: ask again")
 
-    async def _relay(self, url: str, request: Outgoing, send: Send) -> None:
+    async def _relay(self, scope: Scope, url: str, request: Outgoing, send: Send) -> None:
+        """Who answers tells of the request, in metrics and log; of one that was lost nobody else can. Raises Lost."""
+        scope["state"][TOLD] = True
         try:
-            is_whole = await relay(self._client, url, request, send)
-        except httpx2.TransportError:
+            await relay(self._client, url, request, send)
+        except Lost as lost:
+            scope["state"][TOLD] = False
             self.metrics.lost.inc()
-            raise
-        if not is_whole:
-            self.metrics.lost.inc()
+            note(code=EngineFailed.code)
+            logger.warning("the replica at %s was lost (%s)", url, type(lost.__cause__).__name__)
+            if not lost.told:
+                raise
 
-    async def _everywhere(self, request: Outgoing, send: Send) -> None:
-        """What every replica has to do for itself. One answer is passed back, the worst."""
+    async def _everywhere(self, scope: Scope, request: Outgoing, send: Send) -> None:
+        """What every replica has to do, and tells of, for itself. One answer is passed back, the worst."""
         answers: list[httpx2.Response] = []
         for url in await self._fleet.urls():
             with suppress(httpx2.TransportError):  # one that is gone has nothing to keep
@@ -228,6 +241,7 @@ class Front:
         worst = max(answers, key=lambda answer: answer.status_code, default=None)
         if worst is None:
             raise EngineFailed("no replica could be reached: ask again")
+        scope["state"][TOLD] = True
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in passed_on(worst.headers.raw)]
         await send({"type": "http.response.start", "status": worst.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": worst.content})
@@ -273,6 +287,9 @@ def _target(scope: Scope) -> str:
 
 
 def _headers(scope: Scope) -> list[tuple[str, str]]:
+    return [*((name, value) for name, value in passed_on(scope["headers"]) if name != REQUEST_ID), *_id()]
+
+
+def _id() -> list[tuple[str, str]]:
     about = current.get()
-    named = [(name, value) for name, value in passed_on(scope["headers"]) if name != REQUEST_ID]
-    return [*named, (REQUEST_ID, about.request_id)] if about else named
+    return [(REQUEST_ID, about.request_id)] if about else []

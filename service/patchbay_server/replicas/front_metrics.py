@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from patchbay_server.replicas.affinity import Outcome
+from patchbay_server.request_metrics import RequestMetrics
 
 
 class FrontMetrics:
@@ -12,6 +13,7 @@ class FrontMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.requests = RequestMetrics(self.registry)
         why = "Requests by why they went to the replica that they went to."
         self.routed = Counter("patchbay_routed", why, ["outcome"], registry=self.registry)
         for outcome in Outcome:

@@ -6,7 +6,6 @@ Until a part of the answer has been passed on the request can be asked again els
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -25,15 +24,16 @@ LOST = "the replica that was answering is gone"
 _HOP = frozenset(
     {"connection", "expect", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-logger = logging.getLogger("patchbay_server")
 
 
 class Lost(Exception):
-    """No answer, or the beginning of one that nobody has seen. `sent`: the server may have read the request."""
+    """The server was gone before its answer was whole. `sent`: it may have read the request; `begun`: a part of the
+    answer was passed back; `told`: and then that it broke off.
+    """
 
-    def __init__(self, sent: bool) -> None:
+    def __init__(self, *, sent: bool = True, begun: bool = False, told: bool = False) -> None:
         super().__init__(LOST)
-        self.sent = sent
+        self.sent, self.begun, self.told = sent, begun, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ def passed_on(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in named if name not in dropped]
 
 
-async def relay(client: httpx2.AsyncClient, url: str, request: Outgoing, send: Send) -> bool:
-    """Whether the answer came whole. Raises Lost where nothing was passed back yet. A stream of events that breaks ends
-    with an error event; another answer raises what broke it, which ends its connection too.
+async def relay(client: httpx2.AsyncClient, url: str, request: Outgoing, send: Send) -> None:
+    """Raises Lost where the answer did not come whole. Of a stream of events the client was told so by an error event;
+    another answer that has begun can only end with its connection.
     """
     asked = client.build_request(
         request.method, url + request.path, headers=request.headers, content=request.body or None
@@ -71,20 +71,20 @@ async def relay(client: httpx2.AsyncClient, url: str, request: Outgoing, send: S
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
         raise Lost(sent=False) from error
     except httpx2.TransportError as error:
-        raise Lost(sent=True) from error
+        raise Lost from error
     try:
-        return await _pass_back(answer, send)
+        await _pass_back(answer, send)
     finally:
         await answer.aclose()
 
 
-async def _pass_back(answer: httpx2.Response, send: Send) -> bool:
-    is_whole, is_stream = True, answer.headers.get("content-type", "").startswith(STREAM)
+async def _pass_back(answer: httpx2.Response, send: Send) -> None:
+    is_stream = answer.headers.get("content-type", "").startswith(STREAM)
     async with aclosing(answer.aiter_raw()) as chunks:
         try:
             first = await _read(chunks, 1 if is_stream else KEPT_BACK)
         except httpx2.TransportError as error:
-            raise Lost(sent=True) from error
+            raise Lost from error
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in passed_on(answer.headers.raw)]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
         await _send_body(send, first, more=True)
@@ -92,14 +92,11 @@ async def _pass_back(answer: httpx2.Response, send: Send) -> bool:
             async for chunk in chunks:
                 await _send_body(send, chunk, more=True)
         except httpx2.TransportError as error:
-            if not is_stream:
-                raise
-            logger.error("a stream failed: %s", LOST, exc_info=error)
-            event = json.dumps(error_body(f"{LOST}: ask again", 503, "engine_failed"), separators=(",", ":"))
-            await _send_body(send, f"data: {event}\n\n".encode(), more=True)
-            is_whole = False
+            if is_stream:
+                event = json.dumps(error_body(f"{LOST}: ask again", 503, "engine_failed"), separators=(",", ":"))
+                await _send_body(send, f"data: {event}\n\n".encode(), more=False)
+            raise Lost(begun=True, told=is_stream) from error
         await _send_body(send, b"", more=False)
-    return is_whole
 
 
 async def _read(chunks: AsyncIterator[bytes], least: int) -> bytes:

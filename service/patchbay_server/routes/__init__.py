@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Scope
 
 from patchbay_server.routes import (
     base,
@@ -43,3 +46,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     transfers.router,
 )
+_ALL = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
+
+
+def route_of(scope: Scope) -> APIRoute | None:
+    """The route that would answer, or refuse the method, as a server finds it by itself; None where there is none."""
+    found = [(route, route.matches(scope)[0]) for route in _ALL]
+    whole = [route for route, match in found if match is Match.FULL]
+    return next(iter([*whole, *(route for route, match in found if match is Match.PARTIAL)]), None)

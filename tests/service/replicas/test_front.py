@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.service.held import before_pass
+from tests.service.logged import logged
 from tests.service.replicas.fleet import Fronted, fronted
 from tests.service.replicas.test_relay import EVENTS, HEAD, chunk, says
 from tests.service.serving import assert_error, ok
@@ -158,8 +159,9 @@ def test_a_replica_that_is_gone_is_not_noticed(two: Fronted) -> None:
     assert re.search(r"patchbay_replicas_lost_total\{.*\} 1.0", two.client.get("/metrics").text)
 
 
-@pytest.mark.parametrize("answer", [EVENTS + chunk(b"data: 1\n\n"), HALF])
-def test_an_answer_that_breaks_off_counts_as_lost(two: Fronted, answer: bytes) -> None:
+@contextmanager
+def breaking(two: Fronted, answer: bytes) -> Iterator[None]:
+    """Whichever replica is asked begins so, and hangs up."""
     at = {replica: replica.url for replica in two.fleet.replicas.values()}
     with says(answer) as url:
 
@@ -168,11 +170,56 @@ def test_an_answer_that_breaks_off_counts_as_lost(two: Fronted, answer: bytes) -
 
         for replica in at:
             replica.url = elsewhere  # type: ignore[method-assign]
-        with suppress(httpx2.RemoteProtocolError):
-            complete(two, "base")
+        yield
     for replica, before in at.items():
         replica.url = before  # type: ignore[method-assign]
-    assert re.search(r"patchbay_replicas_lost_total\{.*\} 1.0", two.client.get("/metrics").text)
+
+
+@pytest.mark.parametrize(("answer", "status"), [(EVENTS + chunk(b"data: 1\n\n"), 200), (HALF, 200), (b"", 503)])
+def test_an_answer_that_breaks_off_counts_as_lost_and_is_told_of(two: Fronted, answer: bytes, status: int) -> None:
+    with logged() as log:
+        with breaking(two, answer), suppress(httpx2.RemoteProtocolError):
+            two.client.post("/v1/merges", json={"name": "both", "recipe": "math"}, headers={"x-request-id": "lost"})
+        until(lambda: bool(log.requests))
+    [line] = log.requests
+    told = ("lost", "/v1/merges", "POST", status, "engine_failed")
+    assert tuple(line[field] for field in ("request_id", "route", "method", "status", "code")) == told
+    text = two.client.get("/metrics").text
+    assert re.search(r"patchbay_replicas_lost_total\{.*\} 1.0", text)
+    series = rf'method="POST",replica="front-\w+",route="/v1/merges",status="{status}"'
+    assert re.search(rf"patchbay_http_requests_total\{{{series}\}} 1.0", text)
+
+
+def test_every_request_is_one_line_whoever_answers_it(two: Fronted) -> None:
+    bare = {"authorization": "Bearer wrong"}
+    with logged() as log:
+        ok(complete(two, "math"))
+        assert two.client.get("/v1/models", headers=bare).status_code == 401
+        assert two.client.post("/v1/completions", content=b" " * (33 << 20)).status_code == 413
+        assert two.client.get("/nowhere").status_code == 404
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert two.client.get(path, headers={"x-request-id": path[1:]}).status_code == 200
+        with (
+            slowed(two),
+            two.client.stream(
+                "POST", "/v1/completions", json={"model": "base", **PLAIN, "max_tokens": 200, "stream": True}
+            ) as stream,
+        ):
+            next(stream.iter_lines())
+        until(lambda: len(log.requests) == 8)
+    told = [(line["route"], line["status"], line["level"]) for line in log.requests]
+    assert told == [
+        ("/v1/completions", 200, "info"),
+        ("unknown", 401, "info"),
+        ("unknown", 413, "info"),
+        ("unknown", 404, "info"),
+        ("/healthz", 200, "debug"),
+        ("/readyz", 200, "debug"),
+        ("/metrics", 200, "debug"),
+        ("/v1/completions", 200, "info"),
+    ]
+    assert [line["request_id"] for line in log.requests[4:7]] == ["healthz", "readyz", "metrics"]
+    assert log.requests[0]["model"] == "math", "its replica knows more than the front"
 
 
 def test_pins_are_everywhere_and_gone_with_what_they_pin(two: Fronted) -> None:

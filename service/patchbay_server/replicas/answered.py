@@ -1,7 +1,4 @@
-"""What surrounds every request at the front: an id that it keeps, and an answer whatever fails. Plain ASGI.
-
-What a replica answers is logged by the replica; here is logged what comes to none. Knows no route.
-"""
+"""An answer to every request at the front, whatever fails there. Plain ASGI. Knows no route and no replica."""
 
 from __future__ import annotations
 
@@ -9,49 +6,38 @@ import logging
 from dataclasses import dataclass
 
 from fastapi.responses import JSONResponse, Response
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patchbay.errors import EngineFailed, PatchbayError
-from patchbay_server.access_log import REQUEST_ID, request_id
 from patchbay_server.errors import error_body, respond, unexpected
-from patchbay_server.logs import About, current
 
 logger = logging.getLogger("patchbay_server")
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """Every request has an id, the caller's where it is well-formed, and every failure here is an answer."""
+class Answered:
+    """Turns what `app` raises into answers, as FastAPI does for a server of one process."""
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        about, begun = About(request_id(Headers(scope=scope))), False
-        token = current.set(about)
+        begun = False
 
-        async def named(message: Message) -> None:
+        async def noted(message: Message) -> None:
             nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                MutableHeaders(scope=message)[REQUEST_ID] = about.request_id
+            begun = begun or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self.app(scope, receive, named)
+            await self.app(scope, receive, noted)
         except ClientDisconnect:
             return
         except Exception as error:
-            if begun:
+            if begun or scope["type"] != "http":
                 raise  # all that is left is to end the connection
-            await _answer_to(error)(scope, receive, named)
-        finally:
-            current.reset(token)
+            await _answer_to(error)(scope, receive, noted)
 
 
 def _answer_to(error: Exception) -> Response:
