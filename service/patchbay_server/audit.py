@@ -1,4 +1,5 @@
-"""Every change that a request makes, or was refused, goes into the catalog's audit log before its answer goes out.
+"""Every change that a request makes goes into the catalog's audit log before its answer goes out, and of what was
+refused as much as `Refusals` lets through.
 
 A change is what a route for writing or for operators does. Knows no route by name, and nothing of bodies: what a
 request was about is in its path or query, or a route has said it (`about`).
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 import anyio
@@ -21,9 +22,12 @@ from patchbay.errors import StoreError
 from patchbay.store.audit import Audit, Entry, printable
 from patchbay.store.keys import Scope
 from patchbay_server.access import ScopedRoute
+from patchbay_server.bodies import GONE
+from patchbay_server.refused import Refusals
 
 _CHANGES = (Scope.WRITE, Scope.ADMIN)
 _READS = ("GET", "HEAD")
+REFUSED = range(400, GONE)  # nothing was changed; what a client broke off, or a server, may have been in part
 _writes = anyio.CapacityLimiter(4)
 logger = logging.getLogger("patchbay_server")
 
@@ -41,8 +45,13 @@ class Audited:
 
     app: ASGIApp
     log: Audit
+    refusals: Refusals = field(default_factory=Refusals)
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            await self._append(self.refusals.rest())
+            return
         if scope["type"] != "http" or scope["method"] in _READS or "caller" not in scope.get("state", {}):
             await self.app(scope, receive, send)
             return
@@ -64,10 +73,14 @@ class Audited:
             return
         caller, action = scope["state"]["caller"], f"{scope['method']} {route.path_format}"
         entry = Entry(time.time(), caller.tenant, caller.key, action, printable(_subject(scope)), str(status))
-        try:
-            await anyio.to_thread.run_sync(self.log.append, entry, limiter=_writes)
-        except StoreError as error:
-            logger.error("not in the audit log (%s): %s", error.message, entry)
+        await self._append(self.refusals.add(entry) if status in REFUSED else [entry])
+
+    async def _append(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            try:
+                await anyio.to_thread.run_sync(self.log.append, entry, limiter=_writes)
+            except StoreError as error:
+                logger.error("not in the audit log (%s): %s", error.message, entry)
 
 
 def _subject(scope: Connection) -> str:

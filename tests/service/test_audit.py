@@ -13,9 +13,11 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 from tests.service.compressing import put_folder, work
-from tests.service.serving import Serve, Served, assert_error, ok
-from tests.service.tenants import OPERATOR, Tenant, tenant
+from tests.service.serving import Serve, Served, assert_error, ok, serving
+from tests.service.tenants import OPERATOR, Tenant, make_key, tenant
 
+from patchbay.backbone import Backbone
+from patchbay.store import SqliteCatalog
 from patchbay.store.keys import Scope
 from patchbay_server.audit import Audited
 from patchbay_server.callers import Caller
@@ -61,6 +63,25 @@ def test_every_change_is_there_with_who_what_and_result(serve: Serve, delta_file
     ]
 
 
+def test_refusals_fill_nothing_and_are_counted(backbone: Callable[[str], Backbone], tmp_path: Path) -> None:
+    fields = "tenant", "action", "subject", "result"
+    with serving(backbone("vit"), tmp_path, api_key=OPERATOR) as served:
+        reader, writer = Tenant(served, "acme", make_key(served, Scope.READ, tenant="acme")), tenant(served, "bolt")
+        for number in range(20):
+            assert_error(reader.ask("DELETE", f"/v1/deltas/d{number}"), 403, "forbidden", "authorization")
+        for _ in range(3):
+            assert writer.ask("DELETE", "/v1/deltas/math").status_code == 404
+            assert writer.post("/v1/merges", {"name": "mix", "recipe": "0.5*math"}).status_code == 404
+        first = [
+            ("acme", "DELETE /v1/deltas/{delta}", "d0", "403"),
+            ("bolt", "DELETE /v1/deltas/{delta}", "math", "404"),
+        ]
+        assert told(served, *fields) == first
+    with closing(SqliteCatalog(tmp_path / "catalog.db")) as catalog:
+        entries = [tuple(getattr(entry, field) for field in fields) for entry in catalog.audit.list_entries()]
+    assert entries == [*first, ("acme", "refused", "19 more", "403"), ("bolt", "refused", "5 more", "404")]
+
+
 def test_reading_and_asking_leave_nothing(serve: Serve) -> None:
     served = serve("vit")
     for path in ("/v1/models", "/v1/deltas", "/v1/jobs", "/metrics", "/healthz"):
@@ -75,7 +96,7 @@ def test_neither_keys_nor_what_was_sent_is_in_it(serve: Serve) -> None:
     acme = tenant(served, "acme")
     acme.ask("PUT", f"/v1/blobs/sha256:{sha256(WORDS).hexdigest()}", content=WORDS)
     acme.ask("POST", "/v1/deltas", params={"name": "math"}, content=WORDS)
-    acme.ask("POST", "/v1/deltas", params={"name": "\x1b[31m" + "n" * 5000}, content=WORDS)
+    tenant(served, "bolt").ask("POST", "/v1/deltas", params={"name": "\x1b[31m" + "n" * 5000}, content=WORDS)
     acme.ask("DELETE", "/v1/deltas/%ff%00%0a")
     text = repr(served.hub.catalog.audit.list_entries())
     assert "secret" not in text and acme.key[20:] not in text and OPERATOR not in text

@@ -41,11 +41,30 @@ def test_many_at_once_are_all_there(store: Store) -> None:
     assert {each.subject for each in catalogs[0].audit.list_entries()} == {f"math@{number}" for number in range(60)}
 
 
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_the_oldest_are_forgotten_up_to_a_time(store: Store, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    monkeypatch.setattr(redis_audit, "PAGE", page)
+    audit = store().audit
+    assert audit.forget(entry(9).at) == 0, "there is nothing yet"
+    added = [entry(number) for number in [0, 1, 2, 3, 4, 5, 1, 6]]  # the second 1 came with an import
+    for each in added:
+        audit.append(each)
+    assert audit.forget(entry(0).at) == 0
+    assert audit.forget(entry(3).at, dry_run=True) == 3 and audit.list_entries() == added
+    assert audit.forget(entry(3).at) == 3 and audit.list_entries() == added[3:]
+    assert audit.forget(entry(6).at) == 4 and audit.list_entries() == added[7:]
+    assert audit.forget(entry(7).at) == 1 and audit.list_entries() == []
+    audit.append(added[0])
+    assert audit.list_entries() == added[:1]
+
+
 @pytest.mark.parametrize("change", ["UPDATE audit SET result = '200'", "DELETE FROM audit"])
 def test_the_file_itself_refuses_to_change_them(tmp_path: Path, change: str) -> None:
     path = tmp_path / "catalog.db"
     with closing(SqliteCatalog(path)) as catalog:
-        catalog.audit.append(entry(1))
+        for number in range(3):
+            catalog.audit.append(entry(number))
+        assert catalog.audit.forget(entry(1).at) == 1
     with closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.IntegrityError, match="never changed"):
         db.execute(change)
 

@@ -1,4 +1,5 @@
-"""The audit log: who changed what, when, and what came of it. Entries are added and never changed or deleted.
+"""The audit log: who changed what, when, and what came of it. Entries are added, never changed, and forgotten only from
+the oldest on, by an operator.
 
 They name things and never hold what is in them: no secret, no text that was asked, no recording. Knows no database, no
 HTTP and no clock.
@@ -34,6 +35,11 @@ class Audit(Protocol):
 
     def list_entries(self, tenant: str | None = None, limit: int = 100) -> list[Entry]:
         """The newest, of one tenant or of all, oldest first."""
+
+    def forget(self, before: float, *, dry_run: bool = False) -> int:
+        """Removes entries from the oldest one on, up to the first that is not from before a time, in unix seconds. How
+        many they are; with `dry_run` they stay.
+        """
 
 
 def printable(text: str) -> str:

@@ -25,11 +25,12 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What an export or an import has; `num_bytes` of its blobs."""
+    """What an export or an import has; `num_bytes` of its blobs. `new`: what of an import the store had not."""
 
     snapshot: Snapshot
     num_blobs: int
     num_bytes: int
+    new: Moved | None = None
 
 
 def export_store(hub: Hub, folder: Path, on_bytes: OnBytes = lambda done, total: None) -> Moved:
@@ -65,19 +66,20 @@ def import_store(hub: Hub, folder: Path, on_bytes: OnBytes = lambda done, total:
     where the store has something else in the place of something.
     """
     snapshot = read_catalog(folder)
-    missing(hub.catalog.snapshots.dump(), snapshot)
+    new_rows = missing(hub.catalog.snapshots.dump(), snapshot)
     exported = {digest: _exported_size(folder, digest, size) for digest, size in snapshot.digests().items()}
     sizes = {digest: size for digest, size in exported.items() if size is not None}
-    done, total = 0, sum(sizes.values())
+    done, total, copied = 0, sum(sizes.values()), list[int]()
     for digest, size in sizes.items():
         on_bytes(done, total)
         hub.catalog.hold(digest, KEPT_S)
         if _size(hub, digest) != size:
             _copy_in(hub, blob_path(folder, digest), digest)
+            copied.append(size)
         done += size
     on_bytes(done, total)
     hub.catalog.snapshots.load(snapshot)
-    return Moved(snapshot, len(sizes), total)
+    return Moved(snapshot, len(sizes), total, Moved(new_rows, len(copied), sum(copied)))
 
 
 def _check_folder(folder: Path) -> None:

@@ -127,6 +127,25 @@ def identity(row: Row) -> tuple[str, ...]:
             return (row.tenant,)
 
 
+_KINDS: dict[type, str] = {
+    Name: "delta",
+    Version: "version",
+    MergeRecord: "merge",
+    Brought: "blob",
+    Limited: "tenant",
+    KeyRecord: "key",
+}
+_FIELDS = {
+    "current": "current version",
+    "last_version": "newest version",
+    "created_at": "time of creation",
+    "deleted_at": "time of deletion",
+    "expires_at": "expiry",
+    "revoked_at": "time of revocation",
+    "secret_hash": "secret",
+}
+
+
 def _missing(there: Iterable[One], wanted: Iterable[One]) -> tuple[One, ...]:
     known, new = {identity(row): row for row in there}, []
     for row in wanted:
@@ -134,13 +153,17 @@ def _missing(there: Iterable[One], wanted: Iterable[One]) -> tuple[One, ...]:
         if found is None:
             new.append(row)
         elif _lasting(found) != _lasting(row):
-            differs = ", ".join(f.name for f in fields(row) if getattr(row, f.name) != getattr(found, f.name))
-            what = f"{type(row).__name__.lower()} {'/'.join(identity(row))}"
-            raise ImportConflict(
-                f"{what} is in the store already, with another {differs}: nothing was imported; import into an empty "
-                "store"
-            )
+            raise _in_the_way(_lasting(found), _lasting(row))
     return tuple(new)
+
+
+def _in_the_way(found: Row, row: Row) -> ImportConflict:
+    names = [field.name for field in fields(row) if getattr(row, field.name) != getattr(found, field.name)]
+    differs = ", ".join(_FIELDS.get(name, name) for name in names)
+    return ImportConflict(
+        f"{_KINDS[type(row)]} {'/'.join(identity(row))} is in the store already, with another {differs}: nothing was "
+        "imported; import into an empty store"
+    )
 
 
 def _lasting(row: Row) -> Row:

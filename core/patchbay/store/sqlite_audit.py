@@ -1,7 +1,8 @@
-"""The audit log of a catalog in SQLite, in the catalog's file, whose triggers refuse to change it."""
+"""The audit log of a catalog in SQLite, in the catalog's file, whose triggers refuse whatever else would change it."""
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import astuple
 
 from patchbay.store.audit import Entry
@@ -24,3 +25,20 @@ class SqliteAudit:
                    WHERE ? IS NULL OR tenant = ? ORDER BY number DESC LIMIT ?"""
         with self._database.transaction(write=False) as db:
             return [Entry(*row) for row in db.execute(query, (tenant, tenant, limit))][::-1]
+
+    def forget(self, before: float, *, dry_run: bool = False) -> int:
+        with self._database.transaction(write=not dry_run) as db:
+            kept = "SELECT number FROM audit WHERE at >= ? ORDER BY number LIMIT 1"
+            [end] = db.execute(kept, (before,)).fetchone() or [1 << 62]
+            [count] = db.execute("SELECT count(*) FROM audit WHERE number < ?", (end,)).fetchone()
+            if count and not dry_run:
+                _delete_before(db, end)
+            return int(count)
+
+
+def _delete_before(db: sqlite3.Connection, number: int) -> None:
+    """Inside the transaction, so that nobody else ever sees the log without its trigger."""
+    [trigger] = db.execute("SELECT sql FROM sqlite_master WHERE name = 'no_audit_delete'").fetchone()
+    db.execute("DROP TRIGGER no_audit_delete")
+    db.execute("DELETE FROM audit WHERE number < ?", (number,))
+    db.execute(trigger)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from patchbay_server.commands import store_moving
 from patchbay_server.commands.options import BlobUrlOption, JobsDbOption, JsonOption, StoreOption, StoreUrlOption
-from patchbay_server.commands.output import open_console, print_json, progress, size_text
-from patchbay_server.commands.stores import open_hub
+from patchbay_server.commands.output import open_console, print_json, progress, size_text, time_text
+from patchbay_server.commands.stores import note, open_hub
 
 if TYPE_CHECKING:
+    from patchbay.store import Hub
     from patchbay.store.fsck import Problem
 
 store = typer.Typer(name="store", help="Look after a store: collect what nothing names, check what is there, move it.")
@@ -29,11 +31,18 @@ def gc(
     grace: Annotated[
         float, typer.Option(min=60, metavar="SECONDS", help="Blobs of deltas deleted more recently are kept.")
     ] = DAY_S,
+    keep_audit: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="DAYS", show_default="all of it", help="Forget entries of the audit log that are older."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove blobs that no delta, no job and no upload needs, and uploads that expired. Safe while servers run."""
     from patchbay.store.collect import collect
+    from patchbay.store.fsck import nameless
     from patchbay.store.presigned import Presigned
     from patchbay.store.resumable import Resumable
 
@@ -44,16 +53,37 @@ def gc(
             update(len(found), len(found), blob.digest[:19])
         expired = [size for _, size in Resumable(hub).sweep(dry_run=dry_run)]
         expired += [put.size for put in Presigned(hub).sweep(dry_run=dry_run)]
+        kept = len(nameless(hub) - {blob.digest for blob in found})
+        forgotten = _forget(hub, keep_audit, dry_run)
     num_bytes = sum(blob.size for blob in found)
     if as_json:
         listed = [{"digest": blob.digest, "size": blob.size} for blob in found]
         uploads = {"count": len(expired), "bytes": sum(expired)}
-        print_json({"dry_run": dry_run, "removed": listed, "bytes": num_bytes, "uploads": uploads})
+        counts = {"bytes": num_bytes, "uploads": uploads, "kept": kept, "audit": forgotten}
+        print_json({"dry_run": dry_run, "removed": listed, **counts})
         return
     verb = "would be removed" if dry_run else "removed"
-    blobs = f"{len(found)} blobs {verb}, {size_text(num_bytes)}"
-    swept = f"{len(expired)} expired uploads, {size_text(sum(expired))}"
-    open_console().print(f"{blobs}; {swept}", soft_wrap=True)
+    lines = [
+        f"{verb}: {len(found)} blobs that nothing needs, {size_text(num_bytes)}",
+        f"{verb}: {len(expired)} expired uploads, {size_text(sum(expired))}",
+        f"kept: {kept} blobs of no version, which a job, an upload, a saved merge or a request under way may need",
+    ]
+    if keep_audit is not None:
+        lines.append(f"{verb}: {forgotten} entries of the audit log")
+    open_console().print("\n".join(lines), soft_wrap=True)
+
+
+def _forget(hub: Hub, keep_days: float | None, dry_run: bool) -> int:
+    """How many entries of the audit log go; that they went is an entry of its own."""
+    from patchbay.store.base import DEFAULT_TENANT
+
+    if keep_days is None:
+        return 0
+    before = time.time() - keep_days * DAY_S
+    count = hub.catalog.audit.forget(before, dry_run=dry_run)
+    if count and not dry_run:
+        note(hub.catalog, DEFAULT_TENANT, "store gc", f"{count} entries from before {time_text(before)}")
+    return count
 
 
 @store.command()
@@ -68,17 +98,23 @@ def fsck(
     from patchbay.store.fsck import check_store, nameless
 
     with open_hub(store, store_url, blob_url, jobs_db) as (hub, _), progress("checking") as update:
-        checked = len(hub.catalog.all_versions())
+        versions = hub.catalog.all_versions()
+        blobs = len({version.digest for version in versions})
         problems = list(check_store(hub, lambda done, total: update(done, total, "blobs")))
         left_over = len(nameless(hub))
     if as_json:
         listed = [{"kind": problem.kind, **_names(problem), "message": problem.message} for problem in problems]
-        print_json({"ok": not problems, "versions": checked, "problems": listed, "nameless": left_over})
+        print_json(
+            {"ok": not problems, "versions": len(versions), "blobs": blobs, "problems": listed, "nameless": left_over}
+        )
     else:
         console = open_console()
         for problem in problems:
             console.print(problem.message, soft_wrap=True)
-        text = f"{checked} versions, {len(problems)} problems; {left_over} blobs have no name: `patchbay store gc`"
+        text = (
+            f"checked: {len(versions)} versions of deltas in {blobs} blobs, {len(problems)} problems\n"
+            f"not checked: {left_over} other blobs; `patchbay store gc` removes those of them that nothing needs"
+        )
         console.print(text, soft_wrap=True)
     if problems:
         raise typer.Exit(1)

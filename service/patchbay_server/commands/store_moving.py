@@ -59,8 +59,19 @@ def import_(
 
 
 def _tell(moved: Moved, folder: Path, verb: str, as_json: bool) -> None:
+    new = {} if moved.new is None else {"new": _counts(moved.new)}
+    if as_json:
+        print_json({"folder": str(folder), **_counts(moved), **new})
+        return
+    text = f"{verb} {folder}: {_text(moved)}"
+    if moved.new is not None:
+        text += f"\nnew in the store: {_text(moved.new)}"
+    open_console().print(text, soft_wrap=True)
+
+
+def _counts(moved: Moved) -> dict[str, int]:
     found = moved.snapshot
-    counts = {
+    return {
         "versions": sum(row.deleted_at is None for row in found.versions),
         "merges": len(found.merges),
         "keys": len(found.keys),
@@ -68,8 +79,10 @@ def _tell(moved: Moved, folder: Path, verb: str, as_json: bool) -> None:
         "blobs": moved.num_blobs,
         "bytes": moved.num_bytes,
     }
-    if as_json:
-        print_json({"folder": str(folder), **counts})
-        return
-    text = ", ".join(f"{count} {name}" for name, count in counts.items() if name not in ("bytes", "audit"))
-    open_console().print(f"{verb} {folder}: {text}, {size_text(moved.num_bytes)}", soft_wrap=True)
+
+
+def _text(moved: Moved) -> str:
+    counts = _counts(moved).items()
+    return ", ".join(
+        [f"{n} {name}" for name, n in counts if name not in ("bytes", "audit")] + [size_text(moved.num_bytes)]
+    )

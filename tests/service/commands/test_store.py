@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from tests.service.commands.conftest import Cli
 from tests.service.commands.test_compress import error_of, report_of
 
 from patchbay.store import FileBlobs, Hub, SqliteCatalog
+from patchbay.store.audit import Entry
 from patchbay.store.resumable import Resumable
+from patchbay_server.commands.store import DAY_S
 from patchbay_server.jobs.redis import RedisQueue
 from patchbay_server.jobs.sqlite import SqliteQueue
 
@@ -51,13 +55,35 @@ def test_what_nobody_needs_is_removed(cli: Cli, place: Path) -> None:
     expected = [{"digest": digest_of(b"left over"), "size": 9}]
     planned = report_of(cli, "store", "gc", "--store", place, "--dry-run")
     uploads = {"count": 1, "bytes": 4}
-    assert planned == {"dry_run": True, "removed": expected, "bytes": 9, "uploads": uploads}
+    counts = {"bytes": 9, "uploads": uploads, "kept": 1, "audit": 0}
+    assert planned == {"dry_run": True, "removed": expected, **counts}
     done = cli("store", "gc", "--store", str(place))
-    assert done.exit_code == 0 and done.stdout == "1 blobs removed, 9 bytes; 1 expired uploads, 4 bytes\n"
+    assert done.exit_code == 0 and done.stdout.splitlines() == [
+        "removed: 1 blobs that nothing needs, 9 bytes",
+        "removed: 1 expired uploads, 4 bytes",
+        "kept: 1 blobs of no version, which a job, an upload, a saved merge or a request under way may need",
+    ]
     assert report_of(cli, "store", "gc", "--store", place)["removed"] == []
     with closing(FileBlobs(place / "blobs")) as blobs:
         assert blobs.digests() == {digest_of(b"delta"), digest_of(b"waits")}
         assert {path.name for path in blobs.uploads.glob("*/*.offset")} == {f"{digest_of(b'under way')[7:]}.offset"}
+
+
+def test_the_oldest_of_the_audit_log_is_forgotten(cli: Cli, place: Path) -> None:
+    with closing(SqliteCatalog(place / "catalog.db")) as catalog:
+        for days in (400, 300, 2):
+            catalog.audit.append(Entry(time.time() - days * DAY_S, T, "a-key", "POST /v1/deltas", f"{days} old", "201"))
+
+    def about() -> list[str]:
+        with closing(SqliteCatalog(place / "catalog.db")) as catalog:
+            return [entry.subject for entry in catalog.audit.list_entries()]
+
+    options = "--store", place, "--keep-audit", "365"
+    assert report_of(cli, "store", "gc", *options, "--dry-run")["audit"] == 1
+    assert about() == ["400 old", "300 old", "2 old"]
+    assert "removed: 1 entries of the audit log" in cli("store", "gc", *map(str, options)).stdout
+    assert about()[:2] == ["300 old", "2 old"] and re.fullmatch("1 entries from before 20.*", about()[2])
+    assert report_of(cli, "store", "gc", "--store", place)["audit"] == 0 and len(about()) == 3
 
 
 def test_what_jobs_in_redis_read_stays(cli: Cli, tmp_path: Path, redis_database: str) -> None:
@@ -74,7 +100,11 @@ def test_what_jobs_in_redis_read_stays(cli: Cli, tmp_path: Path, redis_database:
 
 def test_a_whole_store_has_no_problem(cli: Cli, place: Path) -> None:
     found = report_of(cli, "store", "fsck", "--store", place)
-    assert found == {"ok": True, "versions": 1, "problems": [], "nameless": 2}
+    assert found == {"ok": True, "versions": 1, "blobs": 1, "problems": [], "nameless": 2}
+    assert cli("store", "fsck", "--store", str(place)).stdout.splitlines() == [
+        "checked: 1 versions of deltas in 1 blobs, 0 problems",
+        "not checked: 2 other blobs; `patchbay store gc` removes those of them that nothing needs",
+    ]
 
 
 def test_a_damaged_store_is_told_and_fails(cli: Cli, place: Path) -> None:

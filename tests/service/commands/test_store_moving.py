@@ -38,17 +38,21 @@ def test_from_files_to_s3_and_redis_and_back(
     text = (tmp_path / "first" / "catalog.jsonl").read_text()
     assert secret not in text and secret.rpartition("_")[2] not in text
     there = ["--store", tmp_path / "there", "--store-url", redis_url, "--blob-url", new_bucket()]
-    assert report_of(cli, "store", "import", tmp_path / "first", *there) == first
+    of_it = {name: count for name, count in first.items() if name != "folder"}
+    assert report_of(cli, "store", "import", tmp_path / "first", *there) == first | {"new": of_it}
+    again = report_of(cli, "store", "import", tmp_path / "first", *there)
+    assert again == first | {"new": dict.fromkeys(of_it, 0)}
     assert report_of(cli, "store", "fsck", *there)["ok"]
     back = report_of(cli, "store", "export", tmp_path / "second", *there)
-    assert back["audit"] == 2, "the import itself"
+    assert back["audit"] == 3, "the imports themselves"
     lines = [(tmp_path / name / "catalog.jsonl").read_text().splitlines()[:-1] for name in ("first", "second")]
-    assert lines[1][:-1] == lines[0] and '"action": "store import"' in lines[1][-1]
+    assert lines[1][:-2] == lines[0] and '"action": "store import"' in lines[1][-1]
     told = cli("store", "import", str(tmp_path / "second"), "--store", str(tmp_path / "back"))
-    assert told.stdout == f"imported from {tmp_path / 'second'}: 1 versions, 0 merges, 1 keys, 1 blobs, 5 bytes\n"
+    counts = "1 versions, 0 merges, 1 keys, 1 blobs, 5 bytes"
+    assert told.stdout == f"imported from {tmp_path / 'second'}: {counts}\nnew in the store: {counts}\n"
     with closing(SqliteCatalog(tmp_path / "back" / "catalog.db")) as catalog:
         assert catalog.get_delta("default", "math").digest == as_listed(catalog)
-        assert [entry.action for entry in catalog.audit.list_entries()] == ["keys create", *["store import"] * 2]
+        assert [entry.action for entry in catalog.audit.list_entries()] == ["keys create", *["store import"] * 3]
 
 
 def as_listed(catalog: SqliteCatalog) -> str:
