@@ -20,7 +20,7 @@ def check_fits(manifest: Manifest, specs: Mapping[str, TensorSpec], fingerprint:
     if manifest.base.fingerprint != fingerprint:
         raise WrongBase(
             f"the delta was made for base {manifest.base.name!r} ({manifest.base.fingerprint[:19]}...), "
-            f"this base is {fingerprint[:19]}...",
+            f"this base is {fingerprint[:19]}...: use it with its own base, or compress the fine-tune against this one",
             param="base.fingerprint",
         )
     for name, entry in manifest.tensors.items():

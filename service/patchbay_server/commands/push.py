@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -70,10 +71,11 @@ def _send_whole(client: Client, delta: Path, name: str, activate: bool) -> tuple
 
 
 def _send_in_parts(client: Client, delta: Path, name: str, activate: bool) -> tuple[bool, dict[str, Any]]:
-    """The server is asked first: it may have the bytes, or want no delta of this name."""
+    """The server is asked first: it may have another base, or the bytes, or want no delta of this name."""
     from patchbay_server.commands.failures import ServerError
     from patchbay_server.commands.sending import hash_file, send_file
 
+    _check_base(client, delta)
     size = delta.stat().st_size
     with progress("hash", BYTES) as update:
         digest = hash_file(delta, lambda done: update(done, size, name))
@@ -91,6 +93,28 @@ def _send_in_parts(client: Client, delta: Path, name: str, activate: bool) -> tu
     with progress("push", BYTES) as update:
         send_file(client, delta, digest, lambda done: update(done, size, name))
     return publish()
+
+
+def _check_base(client: Client, delta: Path) -> None:
+    """Raises WrongBase for a delta of another base than the server's, and DeltaError for what is none at all."""
+    from patchbay.delta.file import DeltaFile
+    from patchbay.errors import WrongBase
+    from patchbay_server.commands.failures import ServerError
+
+    wanted = DeltaFile.open(delta).manifest.base
+    try:
+        _, base = client.request("GET", "/v1/base", expect="fingerprint")
+    except ServerError as error:
+        if error.status == HTTPStatus.FORBIDDEN:  # a key that may write and not read: the server looks, at the end
+            return
+        raise
+    if base["fingerprint"] != wanted.fingerprint:
+        raise WrongBase(
+            f"{delta} was made for base {wanted.name!r} ({wanted.fingerprint[:19]}...), and the server's is "
+            f"{base.get('name')!r} ({base['fingerprint'][:19]}...): nothing was sent; push it to a server of its base, "
+            "or compress the fine-tune against this one",
+            param="base.fingerprint",
+        )
 
 
 def _sentence(created: bool, record: dict[str, Any]) -> str:

@@ -139,6 +139,9 @@ def test_refused_by_the_server(cli: Cli, serve: Serve, delta: Path, tmp_path: Pa
     assert error_of(cli, "push", pickle, "--name", "math")[:2] == (2, "unsupported_file")
     with large.open("wb") as file:
         file.truncate(64 << 20)
+    assert error_of(cli, "push", large, "--name", "math")[:2] == (2, "malformed_delta")
+    with large.open("wb") as file:
+        file.truncate(15 << 20)
     # Answered before the body was read: the answer has to arrive all the same.
     assert error_of(cli, "push", large, "--name", "math")[:2] == (2, "delta_too_large")
     assert as_json(cli, "ls") == {"data": []}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -14,6 +14,7 @@ from tests.service.commands.test_remote import Serve, as_json, backbone, error_o
 from tests.stores.faulty import Fault, Proxy, faulty
 from tests.waiting import until
 
+from patchbay.compress.compress import Options, compress
 from patchbay_server.commands import sending
 from patchbay_server.commands.client import Client
 from patchbay_server.commands.failures import ServerUnreachable
@@ -53,6 +54,37 @@ def test_a_large_delta_is_sent_once_and_named_as_often_as_wanted(cli: Cli, url: 
     assert staged["created"] and not staged["current"]
     assert error_of(cli, "push", delta, "--name", "Not A Name")[:2] == (2, "invalid_name")
     assert error_of(cli, "push", delta, "--name", "base")[:2] == (2, "invalid_name")
+
+
+@pytest.fixture(scope="module")
+def foreign_delta(model_folder: Callable[..., Path], tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("foreign") / "tuned.safetensors"
+    compress(model_folder("bert_classifier", seed=7), tuned, out, Options("magnitude", density=0.1))
+    return out
+
+
+def test_a_delta_of_another_base_is_not_sent(cli: Cli, url: str, proxy: Proxy, foreign_delta: Path) -> None:
+    proxy.inject(Fault("reset", "up", after=1000))  # it could not get through
+    code, kind, message = error_of(cli, "push", foreign_delta, "--name", "math")
+    assert (code, kind) == (2, "wrong_base")
+    assert str(foreign_delta) in message and "nothing was sent; push it to a server of its base" in message
+
+
+def test_what_is_no_delta_is_not_sent(cli: Cli, url: str, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.inject(Fault("reset", "up", after=0))
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(bytes(5000))
+    assert error_of(cli, "push", file, "--name", "math")[:2] == (2, "malformed_delta")
+
+
+def test_a_key_that_may_only_write_is_enough(
+    cli: Cli, serve: Serve, delta: Path, foreign_delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(api_key="the-operators-own-key")
+    made = cli("keys", "create", "--tenant", "acme", "--scope", "write", "--store", tmp_path / "store", "--json")
+    monkeypatch.setenv("PATCHBAY_API_KEY", json.loads(made.stdout)["key"])
+    assert as_json(cli, "push", delta, "--name", "math")["created"]
+    assert error_of(cli, "push", foreign_delta, "--name", "math")[:2] == (2, "wrong_base")
 
 
 @pytest.mark.parametrize("kind", ["reset", "close"])
