@@ -101,7 +101,9 @@ class Resolver:
         return resolved, ready
 
     def take(self, tokens: int) -> Settle:
-        """The caller's tenant takes so many tokens; what gives back those that were not used. Raises LimitReached."""
+        """The caller's tenant takes so many tokens; what gives back those that were not used. Raises LimitReached,
+        OverLimit.
+        """
         return partial(self._meter.settle, self._meter.take(self.tenant, self._limits, tokens))
 
     def recipe(self, recipe: Recipe | str) -> Resolved:

@@ -20,7 +20,7 @@ from patchbay import errors
 from patchbay_server.access import METHODS, Forbidden
 from patchbay_server.bodies import MAX_SHOWN, JsonRoute, content_type, is_json
 from patchbay_server.jobs.base import IdempotencyConflict
-from patchbay_server.limits import LimitReached
+from patchbay_server.limits import LimitReached, OverLimit
 from patchbay_server.logs import note
 
 logger = logging.getLogger("patchbay_server")
@@ -67,6 +67,7 @@ STATUS: Mapping[type, int] = {
     errors.UnsupportedFile: 415,
     UnsupportedParameter: 422,
     DigestMismatch: 422,
+    OverLimit: 422,
     IdempotencyConflict: 422,
     errors.InvalidName: 422,
     errors.InputError: 422,

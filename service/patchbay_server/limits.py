@@ -56,6 +56,12 @@ class LimitReached(PatchbayError):
         self.headers: Mapping[str, str] = {"Retry-After": str(retry_s), **fields([reached])}
 
 
+class OverLimit(PatchbayError):
+    """One request that may take more than its tenant's limit is: no waiting helps."""
+
+    code = "over_limit"
+
+
 @dataclass(slots=True)
 class Taken:
     """Tokens that were taken at a time, `tokens` of them."""
@@ -106,12 +112,13 @@ class Meter:
                 del self._uses[tenant]
 
     def quotas(self, tenant: str, limits: Limits) -> list[Quota]:
-        """Its limits, and what is left of them at the moment."""
+        """Its limits, and what is left of them when the request that asks is over: whoever reads the answer has it."""
         found: list[Quota] = []
         with self._lock:
             use, now = self._uses.get(tenant) or _Use(), self._clock()
             if (most := limits.max_requests) is not None:
-                found.append(Quota("requests", most, max(0, most - use.requests), CONCURRENT))
+                others = max(0, use.requests - 1)
+                found.append(Quota("requests", most, max(0, most - others), CONCURRENT))
             if (most := limits.tokens_per_minute) is not None:
                 use.forget(now)
                 left = max(0, most - sum(each.tokens for each in use.taken))
@@ -120,7 +127,9 @@ class Meter:
         return found
 
     def take(self, tenant: str, limits: Limits, tokens: int) -> Taken:
-        """So many tokens, which count for a minute; `settle` gives back what was not used. Raises LimitReached."""
+        """So many tokens, which count for a minute; `settle` gives back what was not used. Raises LimitReached, and
+        OverLimit where they are more than a minute ever has.
+        """
         with self._lock:
             use, now = self._uses.setdefault(tenant, _Use()), self._clock()
             use.forget(now)
@@ -141,16 +150,19 @@ def _check_tokens(tenant: str, earlier: deque[Taken], asked: Taken, most: int) -
     if asked.tokens <= left:
         return
     if asked.tokens > most:
-        why = f"and this request may take {asked.tokens:,}: ask for fewer at a time"
-    else:
-        why = f"of which {max(0, left):,} are left, and this request may take {asked.tokens:,}: ask again later"
+        raise OverLimit(
+            f"{tenant!r} may use {most:,} tokens a minute, and this request alone may take {asked.tokens:,}, prompts "
+            "and answers: send fewer or shorter prompts, or ask for fewer tokens",
+            param="tokens_per_minute",
+        )
     raise LimitReached(
-        f"{tenant!r} may use {most:,} tokens a minute, {why}",
+        f"{tenant!r} may use {most:,} tokens a minute, of which {max(0, left):,} are left, and this request may take "
+        f"{asked.tokens:,}: ask again later",
         param="tokens_per_minute",
         quota=most,
         left=max(0, left),
         policy=A_MINUTE,
-        retry_s=_seconds_until(earlier, asked, min(asked.tokens, most) - left),
+        retry_s=_seconds_until(earlier, asked, asked.tokens - left),
     )
 
 

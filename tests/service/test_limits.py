@@ -19,7 +19,7 @@ from tests.service.tenants import OPERATOR, Tenant, tenant
 from tests.waiting import until
 
 from patchbay.store.tenants import Limits
-from patchbay_server.limits import WINDOW_S, LimitReached, Meter
+from patchbay_server.limits import WINDOW_S, LimitReached, Meter, OverLimit
 
 T = "acme"
 IMAGE = {"array": [[[0.1] * 16] * 16] * 3}
@@ -35,7 +35,7 @@ class Clock:
 def take(meter: Meter, most: int, tokens: int) -> bool:
     try:
         meter.take(T, Limits(tokens_per_minute=most), tokens)
-    except LimitReached:
+    except (LimitReached, OverLimit):
         return False
     return True
 
@@ -80,8 +80,19 @@ def test_what_was_not_used_is_given_back() -> None:
 
 
 def test_a_request_that_could_never_pass_says_so() -> None:
-    with pytest.raises(LimitReached, match="this request may take 101: ask for fewer"):
+    with pytest.raises(OverLimit, match="100 tokens a minute, and this request alone may take 101"):
         Meter().take(T, Limits(tokens_per_minute=100), 101)
+    assert take(Meter(), 100, 100)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_asks_for_more_than_a_minute_has_is_not_told_to_wait(serve: Serve, stream: bool) -> None:
+    served = serve("llama", api_key=OPERATOR)
+    acme = limited(served, tokens_per_minute=40)
+    refusal = acme.post("/v1/completions", text(37, stream=stream))
+    assert "41" in assert_error(refusal, 422, "over_limit", "tokens_per_minute")
+    assert "retry-after" not in refusal.headers and refusal.headers["ratelimit"] == '"tokens_per_minute";r=40'
+    assert acme.post("/v1/completions", text(36, stream=stream)).status_code == 200
 
 
 def test_many_threads_take_no_more_than_there_is() -> None:
@@ -119,7 +130,7 @@ def test_requests_under_way_at_a_time(serve: Serve) -> None:
         asked = [pool.submit(acme.post, "/v1/completions", body) for _ in range(2)]
         assert gate.entered.wait(60)
         until(lambda: served.app.state.meter._uses[T].requests == 2)
-        refused(acme.get("/v1/models"), "max_requests")
+        assert "r=0" in refused(acme.get("/v1/models"), "max_requests").headers["ratelimit"]
         ok(bolt.get("/v1/models"))
         gate.opened.set()
         assert [future.result(60).status_code for future in asked] == [200, 200]
@@ -131,12 +142,12 @@ def test_every_answer_says_what_is_left(serve: Serve) -> None:
     acme = limited(served, max_requests=3, tokens_per_minute=40)
     before = acme.get("/v1/models").headers
     assert before["ratelimit-policy"] == '"requests";q=3;qu="concurrent-requests", "tokens_per_minute";q=40;w=60'
-    assert before["ratelimit"] == '"requests";r=2, "tokens_per_minute";r=40'
+    assert before["ratelimit"] == '"requests";r=3, "tokens_per_minute";r=40'
     asked = acme.post("/v1/completions", text(12))
-    assert re.fullmatch(r'"requests";r=2, "tokens_per_minute";r=24;t=(59|60)', asked.headers["ratelimit"])
+    assert re.fullmatch(r'"requests";r=3, "tokens_per_minute";r=24;t=(59|60)', asked.headers["ratelimit"])
     streamed = acme.post("/v1/completions", text(12, stream=True))
-    assert re.fullmatch(r'"requests";r=2, "tokens_per_minute";r=8;t=\d\d', streamed.headers["ratelimit"])
-    assert acme.get("/v1/models/nothing").headers["ratelimit"].startswith('"requests";r=2, "tokens_per_minute";r=8')
+    assert re.fullmatch(r'"requests";r=3, "tokens_per_minute";r=8;t=\d\d', streamed.headers["ratelimit"])
+    assert acme.get("/v1/models/nothing").headers["ratelimit"].startswith('"requests";r=3, "tokens_per_minute";r=8')
     refused(acme.post("/v1/completions", text(12)), "tokens_per_minute")
     assert "ratelimit" not in tenant(served, "bolt").get("/v1/models").headers
 
@@ -179,8 +190,9 @@ def test_tokens_that_an_answer_did_not_need_are_given_back(serve: Serve) -> None
     served = serve("llama", api_key=OPERATOR)
     acme = limited(served, tokens_per_minute=40)
     biased = {"logit_bias": {"9": 100}, "stop_token_ids": [9], "temperature": 0}
-    for _ in range(4):  # four of the prompt and the one that ends it
-        ok(acme.post("/v1/completions", text(20, **biased)))
+    for number in range(1, 5):  # four of the prompt and the one that ends it
+        answer = acme.post("/v1/completions", text(20, **biased))
+        assert ok(answer) and f'"tokens_per_minute";r={40 - 5 * number};t=' in answer.headers["ratelimit"]
     refused(acme.post("/v1/completions", text(20)), "tokens_per_minute")
     assert_error(acme.post("/v1/completions", {**text(5), "prompt": ""}), 422, "invalid_input", "prompt")
     ok(acme.post("/v1/completions", text(16)))
