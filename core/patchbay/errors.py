@@ -50,14 +50,17 @@ from collections.abc import Iterable
 
 
 class PatchbayError(Exception):
-    """Base of all deliberate errors. `param` names the offending field, tensor or file, where there is one."""
+    """Base of all deliberate errors. `param` names the offending field, tensor or file, where there is one;
+    `outside` is what those hear who ask a server: the message, unless that is for the operator.
+    """
 
     code = "error"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, outside: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.outside = message if outside is None else outside
 
 
 class BackboneError(PatchbayError):
@@ -217,6 +220,22 @@ class QuotaExceeded(StoreError):
 class StoreFull(StoreError):
     code = "store_full"
 
+    def __init__(self, message: str) -> None:
+        """The message may name hosts, buckets and folders, which are nobody's business but the operator's."""
+        super().__init__(message, outside="the store has no room left: delete what is not needed, or tell its operator")
+
 
 class StoreUnavailable(StoreError):
     code = "store_unavailable"
+
+    def __init__(self, message: str, *, part: str = "the store", outside: str | None = None) -> None:
+        """The message may name hosts, buckets and folders, which are nobody's business but the operator's: others hear
+        which `part` of the service is away, or what `outside` says.
+        """
+        away = f"{part} does not answer as it should: ask again in a moment, and look before you repeat a change"
+        super().__init__(message, outside=outside or away)
+
+    @classmethod
+    def plain(cls, message: str) -> StoreUnavailable:
+        """The same words for everybody."""
+        return cls(message, outside=message)

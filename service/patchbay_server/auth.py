@@ -39,7 +39,7 @@ class Authenticate:
         try:
             caller = await self.keyring.find(_key(Headers(scope=scope)))
         except StoreUnavailable as error:
-            logger.error("%s %s: %s", scope["method"], scope["path"], error.message)
+            logger.error("%s", error.message)
             await respond(error)(scope, receive, send)
             return
         if caller is None:

@@ -112,7 +112,7 @@ def error_body(message: str, status: int, code: str, param: str | None = None) -
 def error_of(error: Exception) -> dict[str, Any]:
     """The `error` object of a failure that no request waits for."""
     if isinstance(error, errors.PatchbayError):
-        body: Any = error_body(error.message, status_of(error), error.code, error.param)
+        body: Any = error_body(error.outside, status_of(error), error.code, error.param)
     else:
         body = error_body("the worker failed; the server's log says why", 500, "internal_error")
     return dict(body["error"])
@@ -139,7 +139,7 @@ def _respond(
 def respond(error: errors.PatchbayError) -> JSONResponse:
     """The answer to a deliberate error."""
     headers = error.headers if isinstance(error, LimitReached | WrongOffset) else None
-    return _respond(error.message, status_of(error), error.code, error.param, headers)
+    return _respond(error.outside, status_of(error), error.code, error.param, headers)
 
 
 async def _patchbay_error(request: Request, error: Exception) -> JSONResponse:

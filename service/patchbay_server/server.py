@@ -87,7 +87,8 @@ def open_engine(settings: Settings, backbone: Backbone, hub: Hub) -> Engine:
             return read_delta(hub.open_blob(digest), backbone.specs, backbone.fingerprint, read_base=backbone.stored)
         except (DeltaError, NotFound) as error:  # the store's failure, not the caller's
             raise StoreUnavailable(
-                f"the stored bytes of {digest} cannot be served: {error.message}; upload the same file again"
+                f"the stored bytes of {digest} cannot be served: {error.message}; upload the same file again",
+                outside=f"the stored bytes of {digest} cannot be served: upload the same file again",
             ) from error
 
     budgets = Budgets(

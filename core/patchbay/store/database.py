@@ -28,12 +28,14 @@ class Schema:
 
     `steps` each run once, in order; their names are kept in `table`. A released step never changes: a change is a new
     one at the end. `subject` names the file's content in errors, `foreign` refuses a file without `table`, `reasons`
-    are texts for primary result codes of SQLite that deserve one.
+    are texts for primary result codes of SQLite that deserve one. `part` is what it is called where nobody is told of
+    files.
     """
 
     table: str
     steps: tuple[Migration, ...]
     subject: str
+    part: str
     foreign: str
     reasons: Mapping[int, str] = field(default_factory=dict)
 
@@ -82,7 +84,8 @@ class Database:
         if unknown:
             raise StoreUnavailable(
                 f"{self._subject} was written by a newer Patchbay (schema step {unknown[0]}): "
-                "upgrade Patchbay to open it"
+                "upgrade Patchbay to open it",
+                part=self._schema.part,
             )
         for step in self._schema.steps:
             if step.__name__ not in applied:
@@ -95,7 +98,7 @@ class Database:
         if not tables:
             db.execute(f"CREATE TABLE {table} (name TEXT PRIMARY KEY, applied_at REAL NOT NULL)")
         elif table not in tables:
-            raise StoreUnavailable(self._schema.foreign.format(path=self._path))
+            raise StoreUnavailable(self._schema.foreign.format(path=self._path), part=self._schema.part)
         return {row[0] for row in db.execute(f"SELECT name FROM {table}")}
 
     @property
@@ -112,8 +115,9 @@ class Database:
             if code == sqlite3.SQLITE_FULL:
                 raise StoreFull(f"no space left for {self._subject}: free some, then try again") from error
             if code in self._schema.reasons:
-                raise StoreUnavailable(self._schema.reasons[code].format(path=self._path)) from error
-            raise StoreUnavailable(f"{self._subject} cannot be used: {error}") from error
+                reason = self._schema.reasons[code].format(path=self._path)
+                raise StoreUnavailable(reason, part=self._schema.part) from error
+            raise StoreUnavailable(f"{self._subject} cannot be used: {error}", part=self._schema.part) from error
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

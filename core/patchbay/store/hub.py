@@ -65,7 +65,9 @@ class Upload:
                 written = self.path.stat().st_size
             # A write that failed half-way, and a caller who went on all the same.
             if written != self.size:
-                raise StoreUnavailable(f"{written} of {self.size} bytes of the upload were written: send it again")
+                raise StoreUnavailable.plain(
+                    f"{written} of {self.size} bytes of the upload were written: send it again"
+                )
             self._digest = f"sha256:{self._hash.hexdigest()}"
         return self._digest
 
@@ -163,7 +165,7 @@ class Hub:
         self.catalog.hold(digest, seconds)
         # Where writing took longer than the first hold, it may have been collected before the second one.
         if not self.blobs.exists(digest):
-            raise StoreUnavailable("writing the upload took so long that it was removed meanwhile: send it again")
+            raise StoreUnavailable.plain("writing the upload took so long that it was removed meanwhile: send it again")
 
     def save_merge(self, tenant: str, name: str, recipe: str, replace: bool = False) -> MergeRecord:
         """`Catalog.save_merge`, under an allowed name."""

@@ -97,6 +97,7 @@ SCHEMA = Schema(
     table="migrations",
     steps=MIGRATIONS,
     subject="the catalog {path}",
+    part="the catalog",
     foreign="this SQLite database belongs to another program: give the catalog a file of its own",
     reasons={
         sqlite3.SQLITE_NOTADB: "{path} is not a SQLite database: name another file, or move this one away",

@@ -58,7 +58,7 @@ def owned_by(kind: str, name: str) -> NameTaken:
 
 
 def being_removed(digest: Digest) -> StoreUnavailable:
-    return StoreUnavailable(f"blob {digest} is being removed at this moment: send it again in a minute")
+    return StoreUnavailable.plain(f"blob {digest} is being removed at this moment: send it again in a minute")
 
 
 def merge_exists(name: str) -> NameTaken:

@@ -96,7 +96,7 @@ class _Answering:
             note(code=error.code)
             if status_of(error) >= 500:
                 logger.error("a stream failed: %s", error.message)
-            yield _data(error_body(error.message, status_of(error), error.code, error.param))
+            yield _data(error_body(error.outside, status_of(error), error.code, error.param))
         except Exception:
             note(code="internal_error")
             logger.exception("a stream failed")

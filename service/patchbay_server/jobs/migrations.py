@@ -52,5 +52,6 @@ SCHEMA = Schema(
     table="job_migrations",
     steps=MIGRATIONS,
     subject="the jobs in {path}",
+    part="the queue of jobs",
     foreign="{path} is no database of jobs: name another file with PATCHBAY_JOBS_DB",
 )

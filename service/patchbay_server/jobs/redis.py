@@ -59,7 +59,7 @@ class RedisQueue:
     def __init__(
         self, url: str, prefix: str = "patchbay", *, client: redis.Redis | None = None, clock: Clock | None = None
     ) -> None:
-        self._server = RedisServer(url, text=True, client=client)
+        self._server = RedisServer(url, "the queue of jobs", text=True, client=client)
         self._client = self._server.client
         self._root, self._clock = f"{{{prefix}}}:jobs", clock
         self._scripts: dict[str, Any] = {}

@@ -130,11 +130,13 @@ class Worker:
 
 
 def describe(error: Exception) -> Json:
-    """The `error` object of the API. What was not raised on purpose goes to the log and not to the caller."""
+    """The `error` object of the API. What is not for the caller goes to the log."""
     from patchbay_server.errors import error_of  # noqa: PLC0415 - the web framework comes with the first failure
 
     if not isinstance(error, PatchbayError):
         logger.error("a job failed", exc_info=error)
+    elif error.outside != error.message:
+        logger.error("a job failed: %s", error.message)
     return error_of(error)
 
 

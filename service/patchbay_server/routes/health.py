@@ -50,7 +50,7 @@ async def _ping(catalog: Catalog) -> None:
         with anyio.fail_after(2):
             await anyio.to_thread.run_sync(catalog.ping, limiter=_probe_threads, abandon_on_cancel=True)
     except TimeoutError as error:
-        raise StoreUnavailable("the catalog does not answer within two seconds") from error
+        raise StoreUnavailable.plain("the catalog does not answer within two seconds") from error
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

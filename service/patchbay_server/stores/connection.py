@@ -27,12 +27,16 @@ FIRST_PAUSE_S = 0.05
 
 
 class RedisServer:
-    """The server at `redis://` or `rediss://`, or behind `client`. Thread-safe. Raises StoreUnavailable for other URLs.
+    """The server at `redis://` or `rediss://`, or behind `client`, that is `part` of the service. Thread-safe. Raises
+    StoreUnavailable for other URLs.
 
     What the URL says itself wins: `rediss://host/0?ssl_ca_certs=/etc/ca.pem`, `redis://host/0?socket_timeout=5`.
     """
 
-    def __init__(self, url: str, *, text: bool, answer_s: float = ANSWER_S, client: redis.Redis | None = None) -> None:
+    def __init__(
+        self, url: str, part: str, *, text: bool, answer_s: float = ANSWER_S, client: redis.Redis | None = None
+    ) -> None:
+        self._part = part
         self.client = client or _connect(url, text, answer_s)
         # Never the URL itself: it may hold a password.
         self.place = "Redis at {host}:{port}".format_map(
@@ -61,7 +65,7 @@ class RedisServer:
             if isinstance(error, RedisTimeout):
                 # The other idle connections lead to the same place: each would have to be waited for in turn.
                 self.client.connection_pool.disconnect(inuse_connections=False)
-            raise StoreUnavailable(f"{self.place} does not answer as it should: {error}") from error
+            raise StoreUnavailable(f"{self.place} does not answer as it should: {error}", part=self._part) from error
 
     def refuse_eviction(self) -> None:
         """Raises StoreUnavailable where the server deletes what it was given when memory runs short."""
@@ -69,7 +73,8 @@ class RedisServer:
         if policy != "noeviction":
             raise StoreUnavailable(
                 f"{self.place} has maxmemory-policy {policy}, which deletes entries when memory runs short: "
-                "set `maxmemory-policy noeviction`, or give Patchbay a Redis of its own"
+                "set `maxmemory-policy noeviction`, or give Patchbay a Redis of its own",
+                part=self._part,
             )
 
     def check_schema(self, key: str, known: int, subject: str) -> None:
@@ -82,7 +87,8 @@ class RedisServer:
         found = self.ask(self.client.get, key)
         if found != str(known):
             raise StoreUnavailable(
-                f"the {subject} at {self.place} has schema {found} and this Patchbay knows {known}: upgrade Patchbay"
+                f"the {subject} at {self.place} has schema {found} and this Patchbay knows {known}: upgrade Patchbay",
+                part=self._part,
             )
 
     def close(self) -> None:

@@ -102,4 +102,5 @@ class ObjectStorage:
         except (BaseError, OSError, ValueError) as error:
             # The first line says what happened; the others are the library's insides.
             reason = str(error).partition("\n")[0]
-            raise StoreUnavailable(f"the blob store {self.place} does not answer as it should: {reason}") from error
+            message = f"the blob store {self.place} does not answer as it should: {reason}"
+            raise StoreUnavailable(message, part="the blob store") from error

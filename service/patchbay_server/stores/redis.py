@@ -60,7 +60,7 @@ class RedisCatalog:
     remembers = False
 
     def __init__(self, url: str, prefix: str = "patchbay", *, client: redis.Redis | None = None) -> None:
-        self._server = RedisServer(url, text=True, client=client)
+        self._server = RedisServer(url, "the catalog", text=True, client=client)
         self._client = self._server.client
         self._prefix = f"{{{prefix}}}"
         self.keys = RedisKeys(self._server, self._key("keys"))

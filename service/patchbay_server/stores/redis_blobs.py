@@ -87,7 +87,7 @@ class RedisObjects:
     """
 
     def __init__(self, url: str, max_bytes: int, prefix: str = "patchbay", *, answer_s: float = ANSWER_S) -> None:
-        self._server = RedisServer(url, text=False, answer_s=answer_s)
+        self._server = RedisServer(url, "the blob store", text=False, answer_s=answer_s)
         self.place = self._server.place
         self.staging: Staging | None = None  # nobody else may write here
         self._client = self._server.client
@@ -110,7 +110,10 @@ class RedisObjects:
         for number in range(found["chunks"] if found else 0):
             chunk = self._server.ask(self._client.get, self._chunk(found["at"], number))
             if chunk is None:
-                raise StoreUnavailable(f"chunk {number} of {digest} is not at {self.place}: upload the same file again")
+                raise StoreUnavailable(
+                    f"chunk {number} of {digest} is not at {self.place}: upload the same file again",
+                    outside=f"a part of {digest} is missing in the blob store: upload the same file again",
+                )
             yield chunk
 
     def write(self, digest: Digest, file: Path) -> None:
@@ -126,7 +129,10 @@ class RedisObjects:
         if outcome == "full":
             raise self._full(size)
         if outcome == "incomplete":
-            raise StoreUnavailable(f"{digest} did not come to {self.place} as a whole: send it again")
+            raise StoreUnavailable(
+                f"{digest} did not come to {self.place} as a whole: send it again",
+                outside=f"{digest} did not come to the blob store as a whole: send it again",
+            )
 
     def remove(self, digest: Digest) -> None:
         self._server.change(self._remove, keys=[self._blobs], args=[self._prefix, digest])

@@ -63,7 +63,7 @@ class RememberedCatalog:
         self._lock = Lock()
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._num_changes = 0
-        self._lost: str | None = None
+        self._lost: StoreUnavailable | None = None
         self._closed = Event()
         self.keys = cast(Keys, _Asked(catalog.keys, self._ask))
         self.tenants = cast(Tenants, _Asked(catalog.tenants, self._ask))
@@ -180,7 +180,7 @@ class RememberedCatalog:
     def _refuse_if_lost(self) -> None:
         with self._lock:
             if self._lost is not None:
-                raise StoreUnavailable(self._lost)
+                raise StoreUnavailable(self._lost.message, outside=self._lost.outside)
 
     def _remember(self, key: _Key, known: _Known, num_changes: int) -> None:
         with self._lock:
@@ -214,7 +214,7 @@ class RememberedCatalog:
             if self._lost is None:
                 logger.warning("%s; names stand for what they stood for last", error.message)
                 Thread(target=self._look, daemon=True).start()
-            self._lost = error.message
+            self._lost = error
 
     def _look(self) -> None:
         while not self._closed.wait(LOOK_S):

@@ -137,7 +137,8 @@ class RemoteBlobs:
             if found != digest:
                 raise StoreUnavailable(
                     f"{digest} came damaged from {self._objects.place}: ask again, and if that does not help, upload "
-                    "the same file again"
+                    "the same file again",
+                    outside=f"{digest} came damaged from the blob store: ask again, or upload the same file again",
                 )
             return self._cache.keep(temp, digest)
         finally:
