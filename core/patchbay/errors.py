@@ -220,20 +220,23 @@ class QuotaExceeded(StoreError):
 class StoreFull(StoreError):
     code = "store_full"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, param: str | None = None) -> None:
         """The message may name hosts, buckets and folders, which are nobody's business but the operator's."""
-        super().__init__(message, outside="the store has no room left: delete what is not needed, or tell its operator")
+        outside = "the store has no room left: delete what is not needed, or tell its operator"
+        super().__init__(message, param=param, outside=outside)
 
 
 class StoreUnavailable(StoreError):
     code = "store_unavailable"
 
-    def __init__(self, message: str, *, part: str = "the store", outside: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, part: str = "the store", outside: str | None = None
+    ) -> None:
         """The message may name hosts, buckets and folders, which are nobody's business but the operator's: others hear
         which `part` of the service is away, or what `outside` says.
         """
         away = f"{part} does not answer as it should: ask again in a moment, and look before you repeat a change"
-        super().__init__(message, outside=outside or away)
+        super().__init__(message, param=param, outside=outside or away)
 
     @classmethod
     def plain(cls, message: str) -> StoreUnavailable:

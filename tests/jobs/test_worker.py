@@ -73,7 +73,7 @@ def test_the_next_attempt_goes_on_where_the_last_was_lost(queue: JobQueue, losse
     ("error", "message", "type_", "code"),
     [
         (InvalidRecipe("too dense", param="density"), "too dense", "invalid_request_error", "invalid_recipe"),
-        (StoreFull("no space"), "no space", "server_error", "store_full"),
+        (StoreFull("no space at /srv"), StoreFull("").outside, "server_error", "store_full"),
         (ZeroDivisionError("secret"), "the worker failed; the server's log says why", "server_error", "internal_error"),
     ],
 )
@@ -96,7 +96,7 @@ def test_a_store_that_is_away_ends_the_attempt_and_not_the_job(queue: JobQueue, 
     def interrupted(run: Run) -> Json:
         if len(run.history) < 10:
             run.on_evaluation([0.0], 1.0)
-            raise StoreUnavailable(f"away at {len(run.history)}")
+            raise StoreUnavailable.plain(f"away at {len(run.history)}")
         return {}
 
     worker = Worker(queue, "ann", lambda: {"search": interrupted}, LEASE_S)
@@ -113,7 +113,7 @@ def test_a_store_that_is_away_ends_the_attempt_and_not_the_job(queue: JobQueue, 
 
 def test_a_store_that_stays_away_ends_the_job_with_the_last_error(queue: JobQueue, clock: Clock) -> None:
     def fail(run: Run) -> Json:
-        raise StoreUnavailable(f"attempt {run.job.attempt}")
+        raise StoreUnavailable.plain(f"attempt {run.job.attempt}")
 
     worker = Worker(queue, "ann", lambda: {"search": fail}, LEASE_S)
     job, _ = queue.submit(T, "search", SPEC)
