@@ -9,7 +9,7 @@ from tests import pico
 
 from patchbay.backbone import Backbone
 from patchbay.execute import break_even
-from patchbay.execute.break_even import break_even_bytes
+from patchbay.execute.break_even import COUNTS, break_even_bytes, merged_from
 
 
 def test_a_slower_base_pays_for_larger_deltas(tmp_path: Path) -> None:
@@ -19,5 +19,7 @@ def test_a_slower_base_pays_for_larger_deltas(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_measured_once() -> None:
-    rate = break_even._bytes_per_second(torch.device("cpu"))
-    assert rate > 0 and break_even._bytes_per_second(torch.device("cpu")) == rate
+    cpu = torch.device("cpu")
+    rate, inputs = break_even._bytes_per_second(cpu), merged_from(cpu)
+    assert rate > 0 and inputs in (*COUNTS, 2 * COUNTS[-1])
+    assert (break_even._bytes_per_second(cpu), merged_from(cpu)) == (rate, inputs)

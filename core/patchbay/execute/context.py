@@ -16,12 +16,11 @@ import torch
 
 from patchbay.errors import PatchInProgress
 from patchbay.execute.active import ActivePlan
+from patchbay.execute.break_even import COUNTS, merged_from
 from patchbay.execute.kernels import Kernel, parts_of
 from patchbay.execute.kernels.packed import Packed
 from patchbay.execute.work import Places, Products, Rows, Table, Work, stacked
 
-# Inputs of one plan from which on merging its matrix and one product are faster than two products: core/LOG.md.
-LONG = 256
 _RUNNING: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 
@@ -86,11 +85,12 @@ class Batch:
         return Batch((alone,), self.device)
 
     def long(self, name: str, x: torch.Tensor) -> list[Segment]:
-        """Those that change a matrix and have at least `LONG` of its inputs x."""
+        """Those that change a matrix and have so many of its inputs x that it is merged for them."""
         tokens = x.shape[:-1].numel() // self.num_rows
-        if tokens * self.num_rows < LONG:
+        if tokens * self.num_rows < COUNTS[0]:
             return []
-        return [s for s in self.segments if s.plan and len(s.rows) * tokens >= LONG and s.plan.changes(name)]
+        least = merged_from(self.device)
+        return [s for s in self.segments if s.plan and len(s.rows) * tokens >= least and s.plan.changes(name)]
 
     def without(self, segments: Sequence[Segment]) -> tuple[Rows, Batch] | None:
         """The rows of all other segments, and the batch that they are by themselves; None where there are none."""
