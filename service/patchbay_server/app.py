@@ -4,8 +4,9 @@ own.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -14,7 +15,7 @@ import patchbay
 from patchbay.engine.engine import Engine
 from patchbay.store.hub import Hub
 from patchbay_server import errors
-from patchbay_server.access_log import Access
+from patchbay_server.access_log import PROBES, Access
 from patchbay_server.audit import Audited
 from patchbay_server.auth import Authenticate
 from patchbay_server.callers import Keyring
@@ -67,8 +68,20 @@ def create_app(
 
 
 def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
-    """Of FastAPI's own: a span a request. It would put messages of exceptions into logs of OpenTelemetry."""
+    """Of FastAPI's own: a span a request, but for probes, which would be most of all traces and say nothing. It would
+    put messages of exceptions into logs of OpenTelemetry.
+    """
     off: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
     if tracing is None:
         return off
-    return {**off, "tracing": True, "operation_spans": False, "tracer_provider": tracing.provider}
+    return {
+        **off,
+        "tracing": True,
+        "operation_spans": False,
+        "tracer_provider": tracing.provider,
+        "exclude": _is_probe,
+    }
+
+
+def _is_probe(scope: MutableMapping[str, Any]) -> bool:
+    return scope.get("path") in PROBES

@@ -27,6 +27,8 @@ from tests.service.streaming import TEMPLATE
 from tests.service.test_api_doc import section, table
 from tests.test_deploy import promtool, watched
 
+from patchbay_server.access_log import PROBES
+
 FAILING = Path(__file__).with_name("failing.py")
 CANARY = "canary"  # in all that is sent
 KEY = "a-key-of-canary-signs"
@@ -222,6 +224,12 @@ def test_spans_say_which_deltas_and_how_much_of_them(heard: Heard) -> None:
     assert spans["decode"]["attributes"]["gen_ai.usage.output_tokens"] == 8
     assert spans["prefill"]["attributes"]["gen_ai.usage.input_tokens"] == 4
     assert spans["queue"]["resource"]["attributes"]["service.name"] == "patchbay"
+
+
+def test_probes_leave_no_spans(heard: Heard) -> None:
+    logged = {line["route"] for line in heard.lines if line["message"] == "request"}
+    traced = {route for span in heard.spans if (route := span["attributes"].get("http.route"))}
+    assert len(traced) > 20 and logged >= PROBES and not traced & PROBES
 
 
 def test_the_document_names_every_span_and_attribute(heard: Heard) -> None:
