@@ -134,7 +134,8 @@ def test_what_cannot_be_put(serve: Serve, bucket: str) -> None:
         files.post("/v1/uploads:presign", {"blob": D, "length": 1}),
         files.post(f"/v1/uploads/{D}/finish"),
     ):
-        assert "POST /v1/uploads" in assert_error(response, 422, "invalid_input", "digest")
+        message = assert_error(response, 422, "invalid_input")  # no other digest would do: no field offends
+        assert "POST /v1/uploads" in message
 
 
 def test_what_nobody_finishes_is_swept(served: Served, straight: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

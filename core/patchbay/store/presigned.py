@@ -87,7 +87,6 @@ class Presigned:
         staging = self._hub.blobs.staging
         if staging is None:
             raise InputError(
-                "the blobs of this server are not in an object store: upload in parts, with POST /v1/uploads",
-                param="digest",
+                "the blobs of this server are not in an object store: upload in parts, with POST /v1/uploads"
             )
         return staging
