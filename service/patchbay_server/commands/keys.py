@@ -55,7 +55,8 @@ def create(
     if as_json:
         print_json({"key": text, **_to_json(record)})
         return
-    open_console().print(facts({"key": text, **_cells(record)}))
+    open_console().print(text, soft_wrap=True)  # alone on its line, so that it is copied whole and with nothing else
+    open_console().print(facts(_cells(record)))
     open_console(stderr=True).print("keep it: it is shown this once", soft_wrap=True)
 
 
