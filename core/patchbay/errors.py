@@ -242,3 +242,8 @@ class StoreUnavailable(StoreError):
     def plain(cls, message: str) -> StoreUnavailable:
         """The same words for everybody."""
         return cls(message, outside=message)
+
+
+def complaint(message: str) -> str:
+    """What a validator of ours said, without the words that pydantic puts before it."""
+    return message.removeprefix("Value error, ")

@@ -162,7 +162,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     if worst["loc"] == ("body",) and not is_json(kind := content_type(request)):
         return _respond(_other_type(request, kind), 422, "invalid_request", "body")
     place = _place(worst["loc"])
-    return _respond(f"{place}: {worst['msg']}", 422, "invalid_request", place)
+    return _respond(f"{place}: {errors.complaint(worst['msg'])}", 422, "invalid_request", place)
 
 
 def _other_type(request: Request, kind: str) -> str:

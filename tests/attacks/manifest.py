@@ -178,13 +178,13 @@ def huge_dimension() -> bytes:
     return entry("norm.bias", shape=[0, 2**40])
 
 
-@attack(MalformedDelta, "mlp.weight.sparse: Value error, shape")
+@attack(MalformedDelta, "mlp.weight.sparse: shape")
 def shape_product_overflow() -> bytes:
     """2^248 entries: the product is 0 in 64 bits."""
     return entry("mlp.weight", shape=[2**31] * 8)
 
 
-@attack(MalformedDelta, "head.weight.added: Value error, shape")
+@attack(MalformedDelta, "head.weight.added: shape")
 def empty_shape_with_overflow() -> bytes:
     """No entries, so no bytes; a reshape overflows all the same."""
     return entry("head.weight", shape=[2**31, 2**31, 2**31, 0])

@@ -179,13 +179,13 @@ def flood_of_lengths() -> bytes:
     return fields(unused=[0] * 1_000_000)
 
 
-@attack(MalformedDelta, "norm.bias.low_rank: Value error, rank 1")
+@attack(MalformedDelta, "norm.bias.low_rank: rank 1")
 def low_rank_vector() -> bytes:
     """Factors of something that is no matrix."""
     return low_rank("norm.bias", [{"rank": 1, "values": "fp32"}], shape=[64], dtype="BF16")
 
 
-@attack(MalformedDelta, "mlp.weight.low_rank: Value error, rank 120")
+@attack(MalformedDelta, "mlp.weight.low_rank: rank 120")
 def rank_above_the_matrix() -> bytes:
     """Two bands that are legal alone: together more bytes than the tensor has."""
     return low_rank("mlp.weight", [{"rank": 60, "values": "fp32"}] * 2, shape=[64, 60], dtype="F32")
@@ -203,7 +203,7 @@ def band_without_rank() -> bytes:
     return entry("mlp.weight", bands=[{"rank": 0, "values": "fp32"}])
 
 
-@attack(MalformedDelta, "mlp.weight.sparse: Value error, rank 4294967296")
+@attack(MalformedDelta, "mlp.weight.sparse: rank 4294967296")
 def huge_ranks_beside_kept_entries() -> bytes:
     """Two bands of 2^31 columns under 200 kept entries."""
     return entry("mlp.weight", bands=[{"rank": 2**31, "values": "fp32"}] * 2)
@@ -222,7 +222,7 @@ def flood_of_bands_beside_kept_entries() -> bytes:
     return entry("mlp.weight", bands=[{"rank": 1, "values": "fp32"}] * 100_000)
 
 
-@attack(MalformedDelta, "odd.weight.sparse: Value error, rank 4")
+@attack(MalformedDelta, "odd.weight.sparse: rank 4")
 def rank_above_a_pruned_matrix() -> bytes:
     """More columns of factors than the matrix has."""
     return entry("odd.weight", bands=[{"rank": 4, "values": "fp32"}])
@@ -254,7 +254,7 @@ def appended_gigabytes() -> bytes:
     return entry("mlp.weight", appended=2**31)
 
 
-@attack(MalformedDelta, "norm.bias.added: Value error, a tensor of kind 'added' is stored as it is")
+@attack(MalformedDelta, "norm.bias.added: a tensor of kind 'added' is stored as it is")
 def appended_to_an_added_tensor() -> bytes:
     """Two ways to say how many rows there are."""
     return entry("norm.bias", kind="added", values="raw", appended=1)

@@ -187,6 +187,20 @@ def test_merges_that_cannot_be_saved(
     assert [merge["name"] for merge in ok(served.get("/v1/merges"))["data"]] == ["taken"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "param", "said"),
+    [
+        ({"terms": [{"delta": "math"}], "params": {"density": [1]}}, "recipe.params.density", "a parameter is"),
+        ({"terms": [{"delta": "math", "params": {"weight": 1}}]}, "recipe.terms.0", "params.weight takes rules"),
+    ],
+)
+def test_our_own_words_have_none_of_pydantics_before_them(
+    served: Served, recipe: object, param: str, said: str
+) -> None:
+    response = served.post("/v1/merges", {"name": "both", "recipe": recipe})
+    assert assert_error(response, 422, "invalid_request", param).startswith(f"{param}: {said}")
+
+
 def test_a_merge_under_its_own_name_is_taken(served: Served) -> None:
     save(served, "both", "math")
     message = assert_error(served.post("/v1/merges", {"name": "both", "recipe": "code"}), 409, "name_taken", "name")

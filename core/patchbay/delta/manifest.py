@@ -27,7 +27,7 @@ from patchbay.delta.entries import (
     entry_lists,
     numel,
 )
-from patchbay.errors import MalformedDelta
+from patchbay.errors import MalformedDelta, complaint
 
 __all__ = [
     "DTYPES",
@@ -137,7 +137,7 @@ class Manifest(Strict):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             # Cut short: names and values in the message are the file's own.
             place = ".".join(str(part)[:300] for part in first["loc"]) or "manifest"
-            raise MalformedDelta(f"manifest: {place}: {first['msg'][:500]}", param=place) from error
+            raise MalformedDelta(f"manifest: {place}: {complaint(first['msg'])[:500]}", param=place) from error
 
     def to_json(self) -> str:
         return self.model_dump_json(exclude_defaults=True)

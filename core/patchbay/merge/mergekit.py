@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from patchbay.errors import InvalidRecipe
+from patchbay.errors import InvalidRecipe, complaint
 from patchbay.merge.document import Node, load
 from patchbay.merge.document_rules import reached, read_rules
 from patchbay.merge.method import PRESET, Method
@@ -94,7 +94,7 @@ def _recipe(content: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InvalidRecipe(f"{place}: {first['msg']}", param=place) from error
+        raise InvalidRecipe(f"{place}: {complaint(first['msg'])}", param=place) from error
 
 
 class _Merge:

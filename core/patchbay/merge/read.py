@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 
-from patchbay.errors import InvalidRecipe
+from patchbay.errors import InvalidRecipe, complaint
 from patchbay.merge import mergekit
 from patchbay.merge.expression import parse
 from patchbay.merge.recipe import Recipe
@@ -60,7 +60,7 @@ def _from_json(text: str) -> Recipe:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:300] for part in first["loc"]) or "recipe"
-        raise InvalidRecipe(f"{place}: {first['msg'][:500]}", param=place) from error
+        raise InvalidRecipe(f"{place}: {complaint(first['msg'])[:500]}", param=place) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchbay.errors import InputError
+from patchbay.errors import InputError, complaint
 from patchbay_server.commands.options import JOBS_DEFAULT, JsonOption
 from patchbay_server.commands.output import print_json
 from patchbay_server.commands.quiet import silence_libraries
@@ -131,7 +131,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        message = first["msg"].removeprefix("Value error, ")
+        message = complaint(first["msg"])
         field = str(first["loc"][0]) if first["loc"] else None
         prefix = f"PATCHBAY_{field.upper()}: " if field else ""
         raise InputError(prefix + message, param=field) from None

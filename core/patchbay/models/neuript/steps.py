@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
-from patchbay.errors import InputError
+from patchbay.errors import InputError, complaint
 
 RATE = 64  # in Hz
 MOST_SECONDS = 120.0
@@ -57,7 +57,7 @@ class Steps:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise InputError(f"preprocessing.{place}: {first['msg']}", param="preprocessing") from error
+            raise InputError(f"preprocessing.{place}: {complaint(first['msg'])}", param="preprocessing") from error
 
     def to_config(self) -> dict[str, Any]:
         """What `of` reads; defaults are written out, so that they stay what they were."""
