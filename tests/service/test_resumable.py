@@ -117,7 +117,9 @@ def test_a_part_that_does_not_continue_is_refused_with_the_true_offset(served: S
         assert refused.headers["upload-offset"] == "1000" and refused.headers["tus-resumable"] == "1.0.0"
     assert offset(client, digest) == 1000
     with Partial(served.hub.blobs.uploads / "default" / digest.removeprefix("sha256:"), len(data)):
-        assert_error(append(client, digest, 1000, b"x"), 409, "upload_conflict")
+        refused = append(client, digest, 1000, b"x")
+        assert_error(refused, 409, "upload_conflict")
+        assert "upload-offset" not in refused.headers, "whoever writes moves it"
     assert append(client, digest, 1000, data[1000:]).status_code == 204
 
 
