@@ -155,6 +155,24 @@ def test_a_header_for_other_signals() -> None:
         read(bytes(data))
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (236, "the header's number of records is 'abc', which is no number: it is damaged"),
+        (244, "the header's length of a record is 'abc', which is no number"),
+        (252, "the header's number of signals is 'abc', which is no number"),
+        (256 + 216, "its header lacks a number where one belongs"),
+    ],
+)
+def test_a_text_where_a_number_belongs(place: int, said: str) -> None:
+    data = bytearray(written(signal("Cz")))
+    width = 4 if place == 252 else 8
+    data[place : place + width] = b"abc".ljust(width)
+    with pytest.raises(InputError, match=said) as caught:
+        read(bytes(data))
+    assert caught.value.param == "file"
+
+
 @pytest.mark.parametrize("place", [168, 184, 236, 244, 252, 256, 256 + 96, 256 + 104, 256 + 112, 256 + 120, 256 + 216])
 def test_headers_with_other_bytes(place: int) -> None:
     """Of one channel: whatever is wrong is said, or the file is read."""

@@ -23,6 +23,12 @@ BDF_MAGIC = b"\xffBIOSEMI"
 EDF_MAGIC = b"0       "
 _HEADER_BYTES, _SIGNALS = slice(184, 192), slice(252, 256)  # of the header: how long it is, and of how many signals
 _RECORDS = slice(236, 244)  # of the header: how many there are, -1 while it was being written
+_NUMBERS: Mapping[str, tuple[slice, type[int] | type[float]]] = {
+    "number of records": (_RECORDS, int),
+    "length of a record": (slice(244, 252), float),
+    "number of signals": (_SIGNALS, int),
+}
+_NO_NUMBER = ("invalid literal", "could not convert")
 _DIMENSIONS: Mapping[str, str] = {"uv": "uV", "microvolt": "uV", "microvolts": "uV", "mv": "mV", "v": "V"}
 
 
@@ -63,8 +69,7 @@ def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
         raise
     except Exception as error:  # whatever a header's bytes provoke in the parser
         known = None if head is None else what_it_is(head)
-        said = str(error).partition("\n")[0][:200] if isinstance(error, ValueError) else "its header contradicts itself"
-        reason = known or f"that can be read: {said}"
+        reason = known or f"that can be read: {_why(error)}"
         raise InputError(f"this is no EDF or BDF file {reason}", param="file") from error
     if not len(next(iter(channels.values()), ())):
         raise InputError("the file has a header and no samples", param="file")
@@ -90,7 +95,7 @@ def _head(source: Path | bytes) -> tuple[bytes, int]:
 
 
 def _check_header(head: bytes, size: int) -> None:
-    """Raises InputError for one that is cut off, and for one of another length than its signals need."""
+    """Raises InputError for one that is cut off, of another length than its signals need, or has words for numbers."""
     if not head.startswith((EDF_MAGIC, BDF_MAGIC)):
         return
     signals, said = head[_SIGNALS].strip() if len(head) >= _SIGNALS.stop else b"", head[_HEADER_BYTES].strip()
@@ -103,6 +108,21 @@ def _check_header(head: bytes, size: int) -> None:
             "damaged",
             param="file",
         )
+    for name, (place, number) in _NUMBERS.items():
+        text = head[place].decode("latin-1").strip()
+        try:
+            number(text or 0)  # one that is blank all over is no such header
+        except ValueError:
+            message = f"the header's {name} is {text!r}, which is no number: it is damaged"
+            raise InputError(message, param="file") from None
+
+
+def _why(error: Exception) -> str:
+    """The parser's own words where it has any: those of Python about a text that is no number say nothing of a file."""
+    if not isinstance(error, ValueError):
+        return "its header contradicts itself"
+    said = str(error).partition("\n")[0][:200]
+    return "its header lacks a number where one belongs" if said.startswith(_NO_NUMBER) else said
 
 
 def _opened(source: Path | bytes, head: bytes) -> Any:
