@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,10 @@ def finetune(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune on recordings with labels, and hold it against what simple means reach."""
+    """Fine-tune on recordings with labels, and hold it against what simple means reach.
+
+    Nothing is kept of a run that is interrupted: it begins anew.
+    """
     if plot is not None:
         check_plot(plot)
     from patchbay.training.base import check_base
@@ -111,7 +115,7 @@ def finetune(
         named = {}
         steps, how, rule, files = _of_preset(preset, data, context)
     left_out = LeftOut()
-    with progress("recordings") as update:
+    with _said_anew(out), progress("recordings") as update:
 
         def tell(path: Path, number: int, of: int) -> None:
             update(number, of, path.name)
@@ -121,7 +125,7 @@ def finetune(
     warnings = [*unlike(found, how), *_flat(found, data, how), *_misfits(found, preset)]
     tell_warnings(warnings)
     parts = divide(found, how)
-    with progress("fine-tuning") as update:
+    with _said_anew(out), progress("fine-tuning") as update:
         stage, known = "", ""
 
         def show(at: Progress) -> None:
@@ -136,6 +140,18 @@ def finetune(
         _draw(outcome, plot)
     tell_warnings(outcome.warnings)
     _print(outcome, out, left_out.found, [*warnings, *outcome.warnings], as_json=as_json)
+
+
+@contextmanager
+def _said_anew(out: Path) -> Iterator[None]:
+    """Says of a run that is stopped that nothing of it is kept, or what it left where it was about to be written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        is_begun = out.exists() and any(out.iterdir())
+        left = f"{out} may not be whole: remove it" if is_begun else "nothing of the fine-tune is kept"
+        open_console(stderr=True).print(f"{left}; the same command begins anew", soft_wrap=True)
+        raise
 
 
 def _flat(found: Sequence[Examples], data: Path, how: Split) -> list[str]:

@@ -72,13 +72,13 @@ def test_a_run_that_is_stopped_keeps_its_steps(data: Path, tmp_path: Path) -> No
     assert kept[1] > kept[0] > 0, "it went on"
 
 
-def stopped(arguments: list[object], number: int) -> tuple[int, str]:
+def stopped(arguments: list[object], number: int, name: str = "pretrain") -> tuple[int, str]:
     """Once training has begun, as its bar says: exit code and stderr."""
-    command = [sys.executable, "-m", "patchbay_server.cli", "neuript", "pretrain", *map(str, arguments)]
+    command = [sys.executable, "-m", "patchbay_server.cli", "neuript", name, *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"TTY_COMPATIBLE": "1"}) as process:
         assert process.stderr is not None
         seen = b""
-        while b"pre-training" not in seen:
+        while b"pre-training" not in seen and b"fine-tuning" not in seen:
             seen += (read := process.stderr.read1())
             assert read, seen
         process.send_signal(number)
@@ -145,6 +145,14 @@ def test_a_classifier_from_annotations(base: Path, marked: Path, tmp_path: Path)
     code, out, err = run(*asked, "--out", tmp_path / "frozen", *named, "--frozen", command="finetune")
     assert code == 0, err
     assert "head alone" in out and "fine-tuned" not in out and "AUROC" in out
+
+
+def test_a_fine_tune_that_is_stopped_says_that_nothing_is_kept(base: Path, marked: Path, tmp_path: Path) -> None:
+    asked = ["--base", base, "--data", marked, "--window-seconds", 1, "--channels", "C3,O1,O2", "--epochs", 500]
+    named = ["--class", "T0=open", "--class", "T1=closed", "--out", tmp_path / "model"]
+    code, err = stopped([*asked, *named], signals.SIGINT, "finetune")
+    assert code == 130 and "nothing of the fine-tune is kept; the same command begins anew\n" in err, err
+    assert err.endswith("error: interrupted\n") and not (tmp_path / "model").exists()
 
 
 def test_a_classifier_from_a_table(base: Path, data: Path, tmp_path: Path) -> None:
