@@ -75,10 +75,13 @@ def configured(log_format: str | None, level: str) -> Iterator[None]:
 
 
 def adopt_libraries() -> None:
-    """Those that write to stderr by themselves do it as everybody does; to be called again where they come later."""
+    """Those that write to stderr by themselves do it as everybody does, from warnings on; to be called again where they
+    come later, or set themselves up anew.
+    """
     for name in ("transformers", "huggingface_hub", "ray", "ray.serve"):
         library = logging.getLogger(name)
         library.handlers, library.propagate = [], True
+        library.setLevel(max(library.level, logging.WARNING))  # Ray's is at info, which the root's level does not bound
 
 
 class Lines(logging.Handler):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -107,3 +109,21 @@ def test_a_log_that_nobody_reads_stops_nobody() -> None:
     dropped = sum(line.get("lines", 0) for line in found)
     assert numbers == sorted(numbers) and numbers[0] == 0 and dropped > 0
     assert not any(SECRET in line["message"] for line in found)
+
+
+def test_libraries_that_log_from_info_on_are_heard_from_warnings_on() -> None:
+    """As Ray sets itself up: a level and a handler of its own, which the root's level does not bound."""
+    code = """
+import logging
+from patchbay_server import logs
+with logs.configured("json", "info"):
+    for name in ("ray", "ray.serve"):
+        library = logging.getLogger(name)
+        library.setLevel(logging.INFO)
+        library.addHandler(logging.StreamHandler())
+    logs.adopt_libraries()
+    logging.getLogger("ray.serve").info("a replica is ready")
+    logging.getLogger("ray.serve").warning("a replica died")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["a replica died"]

@@ -38,6 +38,7 @@ LOOPBACK = "127.0.0.1"
 
 def serve_replicas(settings: Settings, listener: socket.socket) -> None:
     """Blocks until SIGINT or SIGTERM. Raises as `server.serve` does."""
+    logs.adopt_libraries()  # Ray has set itself up when it was imported
     settings.store.mkdir(parents=True, exist_ok=True)
     as_text = settings.log_format or ("text" if sys.stderr.isatty() else "json")
     with (
