@@ -140,9 +140,40 @@ def test_windows_that_are_none_to_read() -> None:
     plain.signal[3, 8 * 160 : 13 * 160] = 0
     found = windows(plain, Steps())
     reasons = {each.start: each.reason for each in found.rejected}
-    assert reasons[4.0] == "over 100 uV" and reasons[8.0] == "a channel within 3 uV"
+    assert reasons[4.0] == "over 100 uV" and reasons[8.0] == "a channel is flat for a second"
     assert 16.0 in found.starts and len(found.starts) + len(reasons) == 5
     assert len(windows(plain, PLAIN).starts) == 5
+
+
+@pytest.mark.parametrize("rest", [0.0, 3276.7])
+@pytest.mark.parametrize("reference", ["recorded", "average"])
+def test_where_nothing_is_recorded_nothing_is_read(rest: float, reference: str) -> None:
+    """Neither as windows nor for the unit. A jump to the amplifier's limit and back still shows beside it."""
+    plain = recording(60.0)
+    plain.signal[:, 12 * 160 : 54 * 160] = rest
+    found = windows(plain, replace(PLAIN, reference=reference))
+    assert found.starts == (0, 4, 8, 56) and (rest or not found.warnings)
+    assert {each.reason for each in found.rejected} == {"nothing is recorded for a second"}
+
+
+@pytest.mark.parametrize("reference", ["recorded", "average"])
+def test_a_channel_that_is_off_for_a_while(reference: str) -> None:
+    plain = recording(20.0)
+    plain.signal[3, 8 * 160 : 13 * 160] = 5
+    steps = replace(PLAIN, reference=reference)
+    found = windows(plain, replace(steps, rejects=True))
+    off = [each for each in found.rejected if each.reason == "a channel is flat for a second"]
+    assert [(each.start, each.channels) for each in off] == [(8.0, ("Cz",)), (12.0, ("Cz",))]
+    said = windows(plain, steps)
+    assert len(said.starts) == 5
+    assert said.warnings == ("flat for a second or more, of 5 windows, and read all the same: Cz in 2",)
+
+
+def test_a_channel_in_another_unit_is_in_all_others_by_the_average() -> None:
+    plain = recording(20.0)
+    plain.signal[3] *= 1e6
+    [said] = windows(plain, replace(PLAIN, reference="average")).warnings
+    assert said.startswith("Cz swings by") and said.endswith("by the average is in all others, too: leave it out")
 
 
 def test_a_channel_that_never_comes_back_to_zero() -> None:

@@ -154,6 +154,10 @@ class BraindecodeModel(nn.Module):
         if typical > LOUDEST_V:
             text = f"x is typically {typical:.3g} V, which no EEG is: give volts, as MNE does (1 uV is 1e-6)"
             warnings.warn(text, stacklevel=4)
+        empty = int(((x.amax(2) - x.amin(2)) * UV_PER_VOLT < DEAD_UV).all(1).sum()) if x.shape[2] > 1 else 0
+        if empty:
+            text = f"{empty} of {len(x)} windows have nothing recorded in any channel: leave them out"
+            warnings.warn(text, stacklevel=4)
         flat = ((x.amax((0, 2)) - x.amin((0, 2))) * UV_PER_VOLT < DEAD_UV).tolist()
         if any(flat) and not all(flat) and x.shape[2] > 1:
             names = listed([one["ch_name"] for one, is_flat in zip(self.chs_info, flat, strict=True) if is_flat])

@@ -33,6 +33,7 @@ from patchbay.models.neuript.channels import (
 from patchbay.models.neuript.companding import compand
 from patchbay.models.neuript.montage import Montage
 from patchbay.models.neuript.recording import Recording, Signal, check_unit, checked, implausible, plain_unit
+from patchbay.models.neuript.rests import Rests
 from patchbay.models.neuript.steps import RATE, Steps
 from patchbay.models.signals import SignalInput
 
@@ -89,15 +90,17 @@ def windows(recording: Recording, steps: Steps = PLAIN, starts: Sequence[float] 
     kept, wanted = chosen(given.signal, given.names, own, steps, dropped)
     done = [f"to microvolts from {recording.unit}"]
     found = filtered(kept, given.rate, steps, done)
-    check_unit(found, wanted, plain_unit(recording.unit))
+    rests = Rests.of(kept, wanted, given.rate, steps.window_seconds)
+    check_unit(found[:, rests.moving], wanted, plain_unit(recording.unit))
     # Before the reference: a dead channel less the average is the average, and with another one it is that.
     found, names = without_flat(found, wanted, dropped)
-    odd = (*implausible(found, names), *identical(kept, wanted, dropped))
+    rests = rests.of_channels(names)
+    odd = (*implausible(found[:, rests.moving], names, steps.reference), *identical(kept, wanted, dropped))
     notes = (*given.notes, *_lacks_band(given.rate, steps), *odd)
     made, names = derived(found, names, steps, dropped, done)
     found, names = without_flat(made, names, dropped, ALIKE if steps.pairs else SAME_AS_AVERAGE)
     montage = placed(names, own)
-    return _windows(resampled(found, given.rate, done), steps, starts, montage, dropped, done, notes)
+    return _windows(resampled(found, given.rate, done), steps, starts, montage, rests, dropped, done, notes)
 
 
 def _windows(
@@ -105,19 +108,23 @@ def _windows(
     steps: Steps,
     starts: Sequence[float] | None,
     montage: Montage,
+    rests: Rests,
     dropped: dict[str, str],
     done: list[str],
     notes: tuple[str, ...],
 ) -> Windows:
     names = [channel.name for channel in montage.channels]
     cut, begins, outside = _cut(signal, steps, starts)
-    reasons = [_reason(window, names) if steps.rejects else None for window in cut]
+    still, said = rests.reasons(begins, steps.window_seconds, rejects=steps.rejects)
+    reasons = [
+        why or (_reason(window, names) if steps.rejects else None) for window, why in zip(cut, still, strict=True)
+    ]
     rejected = tuple(Rejected(start, *why) for start, why in zip(begins, reasons, strict=True) if why)
     fine = [number for number, why in enumerate(reasons) if not why]
     found = compand(torch.from_numpy(np.ascontiguousarray(cut[fine])).float())
     done.append("A-law companded (A = 0.25)")
     kept = tuple(begins[number] for number in fine)
-    warnings = (*notes, *_warnings(steps, montage, dropped))
+    warnings = (*notes, *said, *_warnings(steps, montage, dropped))
     return Windows(found, kept, montage, (*rejected, *outside), dropped, tuple(done), warnings)
 
 

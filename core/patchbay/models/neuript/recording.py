@@ -144,7 +144,7 @@ def _of_no_unit(typical: float, unit: str) -> str:
     return f"1e{power} times as much would be EEG; {meant}"
 
 
-def implausible(signal: Signal, names: Sequence[str]) -> tuple[str, ...]:
+def implausible(signal: Signal, names: Sequence[str], reference: str) -> tuple[str, ...]:
     """What to say of channels that swing as no EEG does, where a typical one does not, and of a typical one that swings
     as little EEG does. Flat ones are none of them.
     """
@@ -152,12 +152,14 @@ def implausible(signal: Signal, names: Sequence[str]) -> tuple[str, ...]:
     swings = _swings(signal)
     typical = float(np.median(swings[swings > FLAT_UV]))
     least, most = USUAL_UV
+    shared = ", and by the average is in all others, too: leave it out" if reference == "average" else ""
     unusual = (
         f"a typical channel swings by {typical:.3g} uV, where {least:g} to {most:g} are usual: is the unit right, and "
         "the gain?"
     )
     return (unusual,) * (not least <= typical <= most) + tuple(
-        f"{name} swings by {swing:.3g} uV, which no EEG does ({low:g} to {high:g}): it may be in another unit, or loose"
+        f"{name} swings by {swing:.3g} uV, which no EEG does ({low:g} to {high:g}): it may be in another unit, or "
+        f"loose{shared}"
         for name, swing in zip(names, swings.tolist(), strict=True)
         if swing > FLAT_UV and not low <= swing <= high
     )
