@@ -18,6 +18,7 @@ SHORT = "labels shorter than a window, which are not used"
 WINDOW_OUTSIDE = "windows that reach out of their recording, and are left out"
 INTO_NEXT = "windows that reach into the next label"
 SHOWN = 3  # recordings, in a sentence
+ROUNDING_S = 1e-6
 
 
 def misfits(spans: Sequence[Span], seconds: float, steps: Steps) -> Counter[str]:
@@ -56,7 +57,7 @@ def notes(found: Iterable[tuple[Path, Sequence[str]]]) -> list[str]:
 def _filled(span: Span, seconds: float, steps: Steps) -> list[str]:
     end = seconds if span.end is None else min(span.end, seconds)
     is_cut = span.end is not None and span.end > seconds + 1 / RATE
-    is_short = end - span.start < steps.window_seconds - 1 / RATE
+    is_short = end - span.start < steps.window_seconds - ROUNDING_S  # as `starts_of` has it
     return [CUT] * is_cut + [SHORT] * is_short
 
 
