@@ -185,6 +185,28 @@ def test_headers_with_other_bytes(place: int) -> None:
             assert error.param in ("file", "unit", "ch_names"), error.message
 
 
+@pytest.mark.parametrize(
+    ("field", "text", "said"),
+    [
+        (104, "200", "where digits from -32768 to 32767 are 200 to 200 uV: the file is damaged"),
+        (120, "32767", "where digits from 32767 to 32767 are -200 to 200 uV"),
+        (120, "-3.2e4", "channel 'C3' has no numbers where its header says its range"),
+    ],
+)
+def test_a_channel_without_a_gain(field: int, text: str, said: str) -> None:
+    """One digit would be read as 1 uV. What is not read needs none."""
+
+    def second(label: str) -> bytes:
+        data, place = bytearray(written(signal("Cz"), signal(label, seed=1))), 256 + 2 * field + 8
+        data[place : place + 8] = text.encode().ljust(8)
+        return bytes(data)
+
+    assert read(second("ECG")).recording.names == ("Cz",)
+    with pytest.raises(InputError, match=said) as caught:
+        read(second("C3"))
+    assert caught.value.param == "file" and "channel 'C3'" in caught.value.message
+
+
 def test_two_channels_with_one_name() -> None:
     with pytest.raises(InputError, match="two channels called 'Cz'"):
         read(written(signal("Cz"), signal("Cz", seed=1)))

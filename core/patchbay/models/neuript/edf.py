@@ -53,7 +53,8 @@ def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
     """`unit` is what channels are in, whatever the file says of them. What is there of a file that was cut off is read,
     and the recording's notes say so, and that the file says another unit or has more than its header says.
 
-    Raises InputError for what is no EDF or BDF file, for one with gaps (EDF+D), and for a unit that is no voltage.
+    Raises InputError for what is no EDF or BDF file, for one with gaps (EDF+D), for a channel without a gain, and for a
+    unit that is no voltage.
     """
     head: bytes | None = None
     try:
@@ -78,6 +79,7 @@ def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
     kept, dropped = _one_rate(signals)
     if not kept:
         raise InputError("the file has no channel that is EEG by its name", param="file")
+    _check_gains(kept)
     names = tuple(signal.label for signal in kept)
     rows, shared = _in_one_unit([channels[name] for name in names], [unit or _unit(signal) for signal in kept])
     notes += _other_unit(kept, unit)
@@ -174,6 +176,22 @@ def _one_rate(signals: Sequence[Any]) -> tuple[list[Any], dict[str, str]]:
     rate, _ = Counter(signal.sampling_frequency for signal in eeg).most_common(1)[0]
     dropped |= {s.label: f"recorded at {s.sampling_frequency:g} Hz" for s in eeg if s.sampling_frequency != rate}
     return [signal for signal in eeg if signal.sampling_frequency == rate], dropped
+
+
+def _check_gains(kept: Sequence[Any]) -> None:
+    """Raises InputError where a digit is no number of the unit: edfio takes it for one, and says nothing."""
+    for signal in kept:
+        try:
+            digits, values = signal.digital_range, signal.physical_range
+        except ValueError:
+            message = f"channel {signal.label!r} has no numbers where its header says its range: the file is damaged"
+            raise InputError(message, param="file") from None
+        if digits.min == digits.max or values.min == values.max:
+            raise InputError(
+                f"channel {signal.label!r} has no gain by its header, where digits from {digits.min} to {digits.max} "
+                f"are {values.min:g} to {values.max:g} {signal.physical_dimension}: the file is damaged",
+                param="file",
+            )
 
 
 def _unit(signal: Any) -> str:
