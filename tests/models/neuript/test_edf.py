@@ -215,10 +215,3 @@ def test_two_channels_with_one_name() -> None:
 def test_nothing_that_is_eeg() -> None:
     with pytest.raises(InputError, match="no channel that is EEG"):
         read(written(signal("ECG"), signal("EMG submental")))
-
-
-def test_gaps() -> None:
-    """EDF+D: the second record begins later than the first one ends."""
-    data = written(signal("Cz"), annotations=[edfio.EdfAnnotation(0.5, None, "x")], data_record_duration=1)
-    with pytest.raises(InputError, match="has gaps"):
-        read(data.replace(b"+2\x14\x14", b"+7\x14\x14", 1))

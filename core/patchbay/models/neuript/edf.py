@@ -16,18 +16,18 @@ import numpy as np
 from edfio import read_bdf, read_edf
 
 from patchbay.errors import InputError
+from patchbay.models.neuript.edf_records import BDF_MAGIC, COUNT, SECONDS, SIGNALS, Records, check_times
 from patchbay.models.neuript.recording import MICROVOLTS, Recording, is_eeg, plain_unit
 from patchbay.models.neuript.signatures import SIGNATURE_BYTES, what_it_is
 
-BDF_MAGIC = b"\xffBIOSEMI"
 EDF_MAGIC = b"0       "
-_HEADER_BYTES, _SIGNALS = slice(184, 192), slice(252, 256)  # of the header: how long it is, and of how many signals
-_RECORDS = slice(236, 244)  # of the header: how many there are, -1 while it was being written
+_HEADER_BYTES = slice(184, 192)  # of the header: how long it is
 _NUMBERS: Mapping[str, tuple[slice, type[int] | type[float]]] = {
-    "number of records": (_RECORDS, int),
-    "length of a record": (slice(244, 252), float),
-    "number of signals": (_SIGNALS, int),
+    "number of records": (COUNT, int),
+    "length of a record": (SECONDS, float),
+    "number of signals": (SIGNALS, int),
 }
+_NO_ANNOTATION = "No valid annotations"
 _NO_NUMBER = ("invalid literal", "could not convert")
 _DIMENSIONS: Mapping[str, str] = {"uv": "uV", "microvolt": "uV", "microvolts": "uV", "mv": "mV", "v": "V"}
 
@@ -53,8 +53,8 @@ def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
     """`unit` is what channels are in, whatever the file says of them. What is there of a file that was cut off is read,
     and the recording's notes say so, and that the file says another unit or has more than its header says.
 
-    Raises InputError for what is no EDF or BDF file, for one with gaps (EDF+D), for a channel without a gain, and for a
-    unit that is no voltage.
+    Raises InputError for what is no EDF or BDF file, for one with gaps (EDF+D) or with times that contradict its
+    header, for a channel without a gain, and for a unit that is no voltage.
     """
     head: bytes | None = None
     try:
@@ -62,29 +62,27 @@ def read(source: Path | bytes, *, unit: str | None = None) -> EdfFile:
         _check_header(head, size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what was cut off, which is a note
-            found = _opened(source, head)
+            found, records = _opened(source, head)
             signals, events = found.signals, found.annotations
-            has_gaps, notes = not found.is_continuous, _length_notes(head, found)
             channels = {signal.label: np.array(signal.data) for signal in _distinct(signals)}
+        if not len(next(iter(channels.values()), ())):
+            raise InputError("the file has a header and no samples", param="file")
+        check_times(source, records)
     except InputError:
         raise
     except Exception as error:  # whatever a header's bytes provoke in the parser
         known = None if head is None else what_it_is(head)
         reason = known or f"that can be read: {_why(error)}"
         raise InputError(f"this is no EDF or BDF file {reason}", param="file") from error
-    if not len(next(iter(channels.values()), ())):
-        raise InputError("the file has a header and no samples", param="file")
-    if has_gaps:
-        raise InputError("the recording has gaps (EDF+D): send its pieces one by one", param="file")
     kept, dropped = _one_rate(signals)
     if not kept:
         raise InputError("the file has no channel that is EEG by its name", param="file")
     _check_gains(kept)
     names = tuple(signal.label for signal in kept)
     rows, shared = _in_one_unit([channels[name] for name in names], [unit or _unit(signal) for signal in kept])
-    notes += _other_unit(kept, unit)
+    notes = (*records.notes(), *_other_unit(kept, unit))
     rate = float(kept[0].sampling_frequency)
-    recording = Recording(rows, rate, names, shared, dropped=dropped, notes=tuple(notes))
+    recording = Recording(rows, rate, names, shared, dropped=dropped, notes=notes)
     return EdfFile(recording, tuple(Event(each.onset, each.duration, each.text) for each in events))
 
 
@@ -100,7 +98,7 @@ def _check_header(head: bytes, size: int) -> None:
     """Raises InputError for one that is cut off, of another length than its signals need, or has words for numbers."""
     if not head.startswith((EDF_MAGIC, BDF_MAGIC)):
         return
-    signals, said = head[_SIGNALS].strip() if len(head) >= _SIGNALS.stop else b"", head[_HEADER_BYTES].strip()
+    signals, said = head[SIGNALS].strip() if len(head) >= SIGNALS.stop else b"", head[_HEADER_BYTES].strip()
     needed = 256 * (1 + int(signals)) if signals.isdigit() else 256
     if size < needed:
         raise InputError(f"the file is cut off in its header: {size} of {needed} bytes are there", param="file")
@@ -123,32 +121,27 @@ def _why(error: Exception) -> str:
     """The parser's own words where it has any: those of Python about a text that is no number say nothing of a file."""
     if not isinstance(error, ValueError):
         return "its header contradicts itself"
+    if isinstance(error, UnicodeDecodeError):
+        return "its annotations are not UTF-8, as EDF+ has them"
     said = str(error).partition("\n")[0][:200]
+    if said.startswith(_NO_ANNOTATION):
+        return "a record of its annotations has something else in it"
     return "its header lacks a number where one belongs" if said.startswith(_NO_NUMBER) else said
 
 
-def _opened(source: Path | bytes, head: bytes) -> Any:
+def _opened(source: Path | bytes, head: bytes) -> tuple[Any, Records]:
+    """Without the records that its annotations cannot be read in."""
+    opens = read_bdf if head.startswith(BDF_MAGIC) else read_edf
     # Many files write the sign of micro, or a name, in Latin-1, where the format has ASCII.
-    return (read_bdf if head.startswith(BDF_MAGIC) else read_edf)(source, header_encoding="latin-1")
+    found = opens(source, header_encoding="latin-1")
+    records = Records.of(source)
+    return opens(records.cut(source), header_encoding="latin-1") if records.has_more else found, records
 
 
 def _in_one_unit(rows: Sequence[Any], units: Sequence[str]) -> tuple[Any, str]:
     if len(set(units)) == 1:
         return np.stack(rows), units[0]
     return np.stack([row * MICROVOLTS[unit] for row, unit in zip(rows, units, strict=True)]), "uV"
-
-
-def _length_notes(head: bytes, found: Any) -> list[str]:
-    said, there = int(head[_RECORDS]), int(found.num_data_records)
-    seconds = found.data_record_duration
-    if 0 <= said < there:
-        return [f"the header says {said * seconds:g} s and the file has {there * seconds:g}, all of which were read"]
-    if said <= there:
-        return []
-    return [
-        f"the file was cut off: it has {there * seconds:g} of the {said * seconds:g} s that its header says, and those "
-        "were read"
-    ]
 
 
 def _other_unit(kept: Sequence[Any], unit: str | None) -> list[str]:
