@@ -131,6 +131,12 @@ def spelling(name: str) -> str:
     return "-".join(parts[:1] if _has_reference(parts) else parts).strip()
 
 
+def reference_of(name: str) -> str | None:
+    """`M2` of `C3-M2`, in upper case; None where a name says none, or is of two electrodes such as Fp1-F7."""
+    parts = _bare(name).split("-")
+    return _plain(parts[1]) if _has_reference(parts) else None
+
+
 def _near(name: str) -> list[str]:
     """The system's, in upper case; a zero may stand for an O."""
     written = spelling(name).upper()
@@ -139,7 +145,11 @@ def _near(name: str) -> list[str]:
 
 
 def _has_reference(parts: Sequence[str]) -> bool:
-    return len(parts) == 2 and re.sub("[^A-Z0-9]", "", parts[1].upper()) in _REFERENCES
+    return len(parts) == 2 and _plain(parts[1]) in _REFERENCES
+
+
+def _plain(reference: str) -> str:
+    return re.sub("[^A-Z0-9]", "", reference.upper())
 
 
 def electrodes_of(name: str) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from patchbay.errors import InputError
 from patchbay.models.neuript.montage import Position
+from patchbay.models.neuript.references import references_of
 from patchbay.models.neuript.steps import MOST_CHANNELS
 
 Signal = npt.NDArray[np.float64]
@@ -54,7 +55,7 @@ class Recording:
 
 
 def checked(recording: Recording) -> Recording:
-    """In microvolts. Raises InputError for what no recording is."""
+    """In microvolts, with a note where names say different references. Raises InputError for what no recording is."""
     signal, names = np.asarray(recording.signal, np.float64), recording.names
     if signal.ndim != 2 or not signal.size:
         raise InputError(f"a recording has channels and samples, not the shape {list(signal.shape)}", param="signal")
@@ -74,7 +75,14 @@ def checked(recording: Recording) -> Recording:
             place = int(np.argmin(np.isfinite(channel)))
             raise InputError(f"channel {name!r} has NaN or infinity at sample {place}", param="signal")
     _check_positions(recording.positions or {}, (*names, *recording.dropped))
-    return replace(recording, signal=signal * MICROVOLTS[unit], unit="uV")
+    notes = (*recording.notes, *_mixed(names))
+    return replace(recording, signal=signal * MICROVOLTS[unit], unit="uV", notes=notes)
+
+
+def _mixed(names: Sequence[str]) -> list[str]:
+    found = references_of([name for name in names if is_eeg(name)])
+    told = "; ".join(f"{reference} of {listed(channels)}" for reference, channels in found.items())
+    return [f"names say different references ({told}): the channels do not compare with each other"] * (len(found) > 1)
 
 
 def plain_unit(written: str) -> str:
