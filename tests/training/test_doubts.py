@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from patchbay.training.doubts import of_epochs, of_scores
+from patchbay.training.doubts import of_epochs, of_reconstruction, of_scores, of_validation
 from patchbay.training.metrics import Metrics
 
 
@@ -20,7 +22,7 @@ def score(balanced_accuracy: float) -> Metrics:
     ("losses", "kept", "accuracy", "num_classes", "said"),
     [
         ((1.0, 0.5), 2, 0.9, 2, []),
-        ((1.0, 0.5), 0, 0.9, 2, ["no epoch was as good as the head alone"]),
+        ((1.0, 0.5), 0, 0.9, 2, ["no epoch was better than the head alone"]),
         ((1.0, 0.5), 1, 0.5, 2, ["in validation it is no better than guessing"]),
         ((1.0, 0.5), 1, 0.26, 4, []),
         ((1.0, 0.5), 2, 0.0, 0, []),
@@ -47,3 +49,17 @@ def test_scores(alone: float, tuned: float | None, said: list[str]) -> None:
     scores = {"majority": score(0.5), "band power + LDA": None, "head alone": score(alone)}
     found = of_scores(scores if tuned is None else {**scores, "fine-tuned": score(tuned)})
     assert len(found) == len(said) and all(text.startswith(words) for text, words in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("judged", "zero", "is_said"), [(0.1, 0.2, False), (0.2, 0.2, True), (0.3, 0.2, True), (math.nan, math.nan, False)]
+)
+def test_reconstruction(judged: float, zero: float, is_said: bool) -> None:
+    found = of_reconstruction(judged, zero)
+    assert len(found) == is_said and all(f"an error of {judged:g}, and zeros with {zero:g}:" in text for text in found)
+
+
+def test_a_validation_part_that_lacks_classes() -> None:
+    (said,) = of_validation(("left", "rest", "right"), {"rest"})
+    assert said.startswith("no window of the validation part is of the class 'left', 'right': epochs are compared by")
+    assert not of_validation(("left", "right"), {"right", "left"}) and not of_validation(("left", "right"), ())

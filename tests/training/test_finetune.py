@@ -113,6 +113,23 @@ def test_the_best_epoch_is_kept(base: Path, parts: Parts, tmp_path: Path) -> Non
     assert outcome.epochs < 9 and outcome.kept < outcome.epochs
 
 
+def test_of_epochs_that_are_alike_the_first_is_kept(base: Path, parts: Parts, tmp_path: Path) -> None:
+    """At a rate at which no answer changes that is the head alone."""
+    outcome = finetune(base, parts, STEPS, tmp_path, replace(OPTIONS, highest_rate=1e-12, epochs=3, patience=2))
+    assert len({line["validation"] for line in outcome.history}) == 1 and outcome.history[0]["validation"] is not None
+    assert (outcome.kept, outcome.epochs) == (0, 2), "and it ends when nothing has risen"
+    assert outcome.warnings[0].startswith("no epoch was better than the head alone")
+
+
+def test_a_validation_part_that_lacks_a_class(base: Path, parts: Parts, tmp_path: Path) -> None:
+    lacking = [one.take([at for at, label in enumerate(one.labels) if label == "open"]) for one in parts["validation"]]
+    for name, validation, count in (("some", lacking, 1), ("all", parts["validation"], 0), ("none", [], 0)):
+        found = {**parts, "validation": validation}
+        outcome = finetune(base, found, STEPS, tmp_path / name, replace(OPTIONS, epochs=0))
+        said = [text for text in outcome.warnings if "validation part is of the class 'closed'" in text]
+        assert len(said) == count, name
+
+
 @pytest.mark.parametrize("validation", [0.0, 0.2])
 def test_a_training_that_falls_apart(base: Path, parts: Parts, tmp_path: Path, validation: float) -> None:
     """Its weights are NaN, or their answers are: the head alone is kept, and that is said."""
@@ -120,7 +137,7 @@ def test_a_training_that_falls_apart(base: Path, parts: Parts, tmp_path: Path, v
     outcome = finetune(base, found, STEPS, tmp_path, replace(OPTIONS, highest_rate=1e30))
     assert outcome.warnings[:2] == (
         "the training diverged in epoch 1, and ended: take a lower --rate",
-        "no epoch was as good as the head alone: that is kept, on the base's own encoder",
+        "no epoch was better than the head alone: that is kept, on the base's own encoder",
     )
     assert outcome.kept == 0 and [line["validation"] for line in outcome.history] == [None]
     assert outcome.scores["fine-tuned"] == outcome.scores["head alone"]

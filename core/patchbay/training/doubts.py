@@ -1,16 +1,37 @@
-"""What speaks against a fine-tune that has been made: that it fell apart, or that what is simpler reaches as much.
+"""What speaks against a model that has been trained: that it fell apart, or that what is simpler reaches as much.
 
 Knows nothing of how it was made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from patchbay.training.metrics import Metrics
 
 GUESSING = "guessing the most frequent class"
+
+
+def of_reconstruction(judged: float, zero: float) -> list[str]:
+    """Sentences on a pre-training: its error in held-out windows, and that of guessing zeros; NaN where none are."""
+    if not judged >= zero:
+        return []
+    return [
+        f"hidden samples of held-out windows are guessed with an error of {judged:.3g}, and zeros with {zero:.3g}: the "
+        "model has not learnt what they look like; take more recordings, or more --epochs"
+    ]
+
+
+def of_validation(classes: Sequence[str], there: Collection[str]) -> list[str]:
+    """Sentences on classes that none of a validation part's windows is of. Without any window there is no such part."""
+    lacking = [name for name in classes if name not in there]
+    if not (there and lacking):
+        return []
+    return [
+        f"no window of the validation part is of the class {', '.join(map(repr, lacking))}: epochs are compared by the "
+        "other classes alone; give --validation a larger share, or split otherwise"
+    ]
 
 
 def of_epochs(history: Sequence[Mapping[str, Any]], kept: int, score: float, num_classes: int) -> list[str]:
@@ -19,7 +40,7 @@ def of_epochs(history: Sequence[Mapping[str, Any]], kept: int, score: float, num
     """
     found, losses = list[str](), [line["loss"] for line in history]
     if not kept:
-        found.append("no epoch was as good as the head alone: that is kept, on the base's own encoder")
+        found.append("no epoch was better than the head alone: that is kept, on the base's own encoder")
     elif not num_classes and losses[kept - 1] > losses[0]:
         found.append(
             f"the loss rose from {losses[0]:.3g} to {losses[kept - 1]:.3g}, and there is no validation part to choose "

@@ -46,7 +46,8 @@ LOWER = "read fewer --channels, or shorter --window-seconds"
 @dataclass(frozen=True, slots=True)
 class Options:
     """`epochs` at most, of everything together; 0 leaves the encoder as it is. It ends when the balanced accuracy in
-    validation has not risen for `patience` of them, and the best epoch is kept. `prior_strength`: K of the loss.
+    validation has not risen for `patience` of them, and the best epoch is kept, the first of equals. `prior_strength`:
+    K of the loss.
     """
 
     epochs: int = 20
@@ -118,7 +119,8 @@ def finetune(
     save_file(data["train"].batches.of(data["train"].batches.apart(MOST_CALIBRATION)), out / CALIBRATION)
     counts = {part: len(each) for part, each in data.items()}
     table = confusion(answers, data["test"].classes)
-    warnings = (*training.warnings, *doubts.of_scores(scores))
+    lacking = doubts.of_validation(classes, {classes[number] for number in data["validation"].classes})
+    warnings = (*lacking, *training.warnings, *doubts.of_scores(scores))
     return Outcome(classes, counts, scores, table, len(training.history), training.kept, training.history, warnings)
 
 
@@ -175,23 +177,23 @@ class _Training:
         optimiser = torch.optim.AdamW(
             self.model.parameters(), options.highest_rate, (0.9, 0.98), weight_decay=options.weight_decay
         )
+        is_compared = len(self.data["validation"]) > 0
         best, weights = self._judge(), _copied(self.model)
         for epoch in range(1, options.epochs + 1):
             loss = self._epoch(epoch, optimiser, schedule)
             judged = self._judge() if math.isfinite(loss) and self._is_finite() else None
-            validation = judged[0] if judged and len(self.data["validation"]) else None
-            self.history.append({"epoch": epoch, "loss": loss, "validation": validation})
+            self.history.append({"epoch": epoch, "loss": loss, "validation": judged if is_compared else None})
             if judged is None:
                 self.warnings.append(f"the training diverged in epoch {epoch}, and ended: take a lower --rate")
                 break
-            if judged >= best:
+            if judged > best or not is_compared:
                 best, self.kept, weights = judged, epoch, _copied(self.model)
-            note = f"loss {loss:.3f}" + ("" if validation is None else f", validation {validation:.3f}")
+            note = f"loss {loss:.3f}" + (f", validation {judged:.3f}" if is_compared else "")
             self.on_progress(Progress("training", epoch * each, options.epochs * each, note))
             if epoch - self.kept >= options.patience:
                 break
         self.model.load_state_dict(weights)
-        self.warnings += doubts.of_epochs(self.history, self.kept, best[0], len(set(self.data["validation"].classes)))
+        self.warnings += doubts.of_epochs(self.history, self.kept, best, len(set(self.data["validation"].classes)))
 
     @torch.no_grad()
     def answers(self, part: str) -> Probabilities:
@@ -253,14 +255,12 @@ class _Training:
         weight, seed = self.model.config.auxiliary_weight, self.options.seed
         return accumulate(parts, shares, usages_of, output_of, weight, lambda part: seed_of(seed, step, part))
 
-    def _judge(self) -> tuple[float, float]:
-        """Balanced accuracy and log-likelihood in validation, the larger the better; without any the last epoch is."""
+    def _judge(self) -> float:
+        """Balanced accuracy in validation, of which there may be none."""
         data = self.data["validation"]
         if not len(data):
-            return 0.0, 0.0
-        answers = self.answers("validation")
-        likelihood = float(np.log(answers[np.arange(len(data)), data.classes] + 1e-12).mean())
-        return balanced_accuracy(answers, data.classes), likelihood
+            return 0.0
+        return balanced_accuracy(self.answers("validation"), data.classes)
 
     def _batch(self, batches: Batches, numbers: Sequence[int]) -> Tensors:
         return {name: tensor.to(self.model.device) for name, tensor in batches.of(numbers).items()}

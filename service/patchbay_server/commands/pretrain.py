@@ -56,10 +56,13 @@ def pretrain(
 ) -> None:
     """Pre-train on recordings without labels: hidden samples are guessed from the others (AAMP).
 
+    Of --json, judged is the mean error of hidden samples in held-out windows, and zero that of guessing zeros there.
+
     A checkpoint is kept every 200 steps, and after Ctrl-C or SIGTERM: the same command goes on from there.
     """
     if plot is not None:
         check_plot(plot)
+    from patchbay.training import doubts
     from patchbay.training.checkpoint import check_out
     from patchbay.training.files import files_in
     from patchbay.training.misfits import notes
@@ -94,6 +97,9 @@ def pretrain(
         last = train(Batches(first), Batches(second), out, options, show, step)
     if plot is not None:
         _draw(out, plot)
+    doubtful = doubts.of_reconstruction(last.judged, last.zero)
+    tell_warnings(doubtful)
+    warnings += doubtful
     _print(last, found, out, {"left_out": left_out.found, "warnings": warnings}, as_json=as_json)
 
 

@@ -52,6 +52,8 @@ def test_a_folder_and_a_plot(data: Path, tmp_path: Path) -> None:
     assert told["step"] == told["steps"] > 0 and told["judged"] > 0 and told["out"] == str(tmp_path / "model")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     NeurIPTForPreTraining.from_pretrained(tmp_path / "model")
+    said = [text for text in told["warnings"] if "zeros with" in text]
+    assert len(said) == (told["judged"] >= told["zero"]) and err.count("zeros with") == len(said)
     drawn = (tmp_path / "loss.png").read_bytes()
     code, out, _ = run(*asked(data, tmp_path / "model", "--plot", tmp_path / "loss.png"))
     assert code == 0 and "held out" in out and "of guessing zeros" in out, "there is nothing left to do"
@@ -304,3 +306,12 @@ def test_a_split_by_subject_of_files_without_folders(base: Path, tmp_path: Path)
     assert code == 0, err
     (said,) = [text for text in json.loads(out)["warnings"] if "subject" in text]
     assert said.startswith("every recording is taken for a subject of its own: neither folders in ")
+
+
+def test_a_pre_training_that_has_learnt_nothing(data: Path, tmp_path: Path) -> None:
+    code, out, err = run(*asked(data, tmp_path / "model", "--rate", 0.3, "--json"))
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["judged"] >= told["zero"]
+    (said,) = [text for text in told["warnings"] if "the model has not learnt what they look like" in text]
+    assert f"warning: {said}" in err
