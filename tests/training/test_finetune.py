@@ -113,9 +113,9 @@ def test_the_best_epoch_is_kept(base: Path, parts: Parts, tmp_path: Path) -> Non
     assert outcome.epochs < 9 and outcome.kept < outcome.epochs
 
 
-def test_of_epochs_that_are_alike_the_first_is_kept(base: Path, parts: Parts, tmp_path: Path) -> None:
+def test_of_epochs_that_are_alike_to_the_bit_the_first_is_kept(base: Path, parts: Parts, tmp_path: Path) -> None:
     """At a rate at which no answer changes that is the head alone."""
-    outcome = finetune(base, parts, STEPS, tmp_path, replace(OPTIONS, highest_rate=1e-12, epochs=3, patience=2))
+    outcome = finetune(base, parts, STEPS, tmp_path, replace(OPTIONS, highest_rate=1e-30, epochs=3, patience=2))
     assert len({line["validation"] for line in outcome.history}) == 1 and outcome.history[0]["validation"] is not None
     assert (outcome.kept, outcome.epochs) == (0, 2), "and it ends when nothing has risen"
     assert outcome.warnings[0].startswith("no epoch was better than the head alone")

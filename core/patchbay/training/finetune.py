@@ -46,8 +46,8 @@ LOWER = "read fewer --channels, or shorter --window-seconds"
 @dataclass(frozen=True, slots=True)
 class Options:
     """`epochs` at most, of everything together; 0 leaves the encoder as it is. It ends when the balanced accuracy in
-    validation has not risen for `patience` of them, and the best epoch is kept, the first of equals. `prior_strength`:
-    K of the loss.
+    validation has not risen for `patience` of them, and the best epoch is kept: of equals the likeliest.
+    `prior_strength`: K of the loss.
     """
 
     epochs: int = 20
@@ -182,18 +182,20 @@ class _Training:
         for epoch in range(1, options.epochs + 1):
             loss = self._epoch(epoch, optimiser, schedule)
             judged = self._judge() if math.isfinite(loss) and self._is_finite() else None
-            self.history.append({"epoch": epoch, "loss": loss, "validation": judged if is_compared else None})
+            self.history.append(
+                {"epoch": epoch, "loss": loss, "validation": judged[0] if judged and is_compared else None}
+            )
             if judged is None:
                 self.warnings.append(f"the training diverged in epoch {epoch}, and ended: take a lower --rate")
                 break
             if judged > best or not is_compared:
                 best, self.kept, weights = judged, epoch, _copied(self.model)
-            note = f"loss {loss:.3f}" + (f", validation {judged:.3f}" if is_compared else "")
+            note = f"loss {loss:.3f}" + (f", validation {judged[0]:.3f}" if is_compared else "")
             self.on_progress(Progress("training", epoch * each, options.epochs * each, note))
             if epoch - self.kept >= options.patience:
                 break
         self.model.load_state_dict(weights)
-        self.warnings += doubts.of_epochs(self.history, self.kept, best, len(set(self.data["validation"].classes)))
+        self.warnings += doubts.of_epochs(self.history, self.kept, best[0], len(set(self.data["validation"].classes)))
 
     @torch.no_grad()
     def answers(self, part: str) -> Probabilities:
@@ -255,12 +257,14 @@ class _Training:
         weight, seed = self.model.config.auxiliary_weight, self.options.seed
         return accumulate(parts, shares, usages_of, output_of, weight, lambda part: seed_of(seed, step, part))
 
-    def _judge(self) -> float:
-        """Balanced accuracy in validation, of which there may be none."""
+    def _judge(self) -> tuple[float, float]:
+        """Balanced accuracy and log-likelihood in validation, of which there may be none: the larger the better."""
         data = self.data["validation"]
         if not len(data):
-            return 0.0
-        return balanced_accuracy(self.answers("validation"), data.classes)
+            return 0.0, 0.0
+        answers = self.answers("validation")
+        likelihood = float(np.log(answers[np.arange(len(data)), data.classes] + 1e-12).mean())
+        return balanced_accuracy(answers, data.classes), likelihood
 
     def _batch(self, batches: Batches, numbers: Sequence[int]) -> Tensors:
         return {name: tensor.to(self.model.device) for name, tensor in batches.of(numbers).items()}
