@@ -17,12 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from patchbay.errors import InputError
-from patchbay.models.neuript import (
-    EEGClassifierOutput,
-    NeurIPTConfig,
-    NeurIPTForEEGClassification,
-    NeurIPTOutput,
-)
+from patchbay.models.neuript import EEGClassifierOutput, NeurIPTConfig, NeurIPTForEEGClassification, NeurIPTOutput
 from patchbay.models.neuript.steps import Steps
 from patchbay.training import doubts
 from patchbay.training.accumulate import Usages, accumulate, parts_of, seed_of
