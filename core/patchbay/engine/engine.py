@@ -24,7 +24,7 @@ from patchbay.engine.recipes import Load, Path, Ready, Recipes
 from patchbay.engine.runner import Runner
 from patchbay.engine.scheduler import Limits
 from patchbay.errors import ShuttingDown, UnsupportedTask
-from patchbay.execute.break_even import break_even_bytes
+from patchbay.execute.break_even import break_even_bytes, merged_from
 from patchbay.execute.patch import Patcher
 from patchbay.execute.prove import Proof, prove
 from patchbay.execute.wrap import wrap
@@ -98,6 +98,8 @@ class Engine:
                 limits=limits or Limits(),
             )
         self.proof = self._prove()
+        if self.proof.ok:
+            merged_from(backbone.device)  # measured now, and not in somebody's request
         self.encoders = Encoders(backbone, self._lock, self._weights)
         if self._language is None:
             is_plain = backbone.task is Task.EMBEDDING
