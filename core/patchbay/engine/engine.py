@@ -80,8 +80,7 @@ class Engine:
         check_every: float = 0,
     ) -> None:
         budgets = budgets or Budgets()
-        self.backbone = backbone
-        self.inputs = Inputs(backbone)
+        self.backbone, self.inputs = backbone, Inputs(backbone)
         self.heads: Pool[HeadModel] = Pool(1 << 28)
         self._patcher = Patcher(backbone)
         self._lock = FairLock()  # of the resident weights
